@@ -1,0 +1,35 @@
+# `make help` lists the targets. CONFIG, OUT and ARGS are passed through, e.g. make train CONFIG=x.yaml ARGS="--n_layer=6"
+PYTHON ?= python3
+BIN := .venv/bin
+CONFIG ?= explorations/quickstart.yaml
+OUT ?= out
+ARGS ?=
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | expand -t 14
+
+setup: .venv/installed  ## virtual environment with everything a CPU user can use
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,hf,search,dev]'
+	@touch $@
+
+train: setup  ## train CONFIG, sample, write the cost report
+	$(BIN)/gptcore train $(CONFIG) $(ARGS)
+sample: setup  ## text from the run OUT
+	$(BIN)/gptcore sample --out_dir $(OUT) $(ARGS)
+report: setup  ## what CONFIG costs in hardware
+	$(BIN)/gptcore ppa report $(CONFIG) $(ARGS)
+inspect: setup  ## table of the runs below OUT
+	$(BIN)/gptcore inspect $(OUT) $(ARGS)
+
+test: setup  ## the test suite (what CI runs)
+	$(BIN)/pytest
+check: setup  ## lint, format, types
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+check-all: check  ## every test, the slow and the networked ones too
+	$(BIN)/pytest -m ''
+bench: setup  ## benchmarks: ratios, never absolute gates
+	$(BIN)/pytest benchmarks -o python_files='bench_*.py' --benchmark-enable -s -m ''
+
+.PHONY: help setup train sample report inspect test check check-all bench

@@ -1,0 +1,44 @@
+"""Slot `attention`: mixing of tokens. A kind is built with (config, dims).
+
+Legend: B batch, T new tokens, S keys, C model width, H query heads, K key/value heads, D head width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Dims
+from ..ops import Graph
+from ..ops import Tensor as OpTensor
+from ..position import Position
+from ..registry import KindConfig
+
+
+class Attention(nn.Module):
+    """Base of every kind. `residual` names the projection back to the residual stream."""
+
+    residual: tuple[str, ...] = ()
+
+    def __init__(self, config: KindConfig, dims: Dims):
+        super().__init__()
+        self.config = config
+
+    def forward(self, x_BTC: Tensor, position: Position, start: int, cache: Any = None) -> Tensor:
+        """Mixed tokens (B, T, C). `start` is the position of the first token; a cache holds the ones before it."""
+        raise NotImplementedError
+
+    @staticmethod
+    def head_width(config: KindConfig, dims: Dims) -> int | None:
+        """Width of the heads that a position kind rotates; None when there are none."""
+        return None
+
+    def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Any:
+        """Empty decode state for up to `length` tokens, with an `nbytes`; None when the kind cannot decode stepwise."""
+        return None
+
+    @staticmethod
+    def declare(
+        config: KindConfig, g: Graph, x: OpTensor, dims: Dims, position: KindConfig
+    ) -> OpTensor:
+        raise NotImplementedError

@@ -1,0 +1,41 @@
+"""Keys and values kept between decode steps."""
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """The last `capacity` keys (B, K, capacity, D) and values (B, K, capacity, E) in ring order: token t at t mod capacity."""
+
+    def __init__(self, batch: int, heads: int, capacity: int, k_width: int, v_width: int, dtype, device):
+        self.capacity = capacity
+        self.length = 0  # tokens seen
+        self.k = torch.zeros(batch, heads, capacity, k_width, dtype=dtype, device=device)
+        self.v = torch.zeros(batch, heads, capacity, v_width, dtype=dtype, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes
+
+    def extend(self, k_BKTD: Tensor, v_BKTE: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends T tokens; returns every key and value that the T queries may need, oldest first.
+
+        A single token at a full ring gets the ring as it lies: all of it is visible, so its order does not matter.
+        """
+        T, old = k_BKTD.shape[2], self.length
+        self.length += T
+        if self.length <= self.capacity:
+            self.k[:, :, old : self.length], self.v[:, :, old : self.length] = k_BKTD, v_BKTE
+            return self.k[:, :, : self.length], self.v[:, :, : self.length]
+        if T == 1:
+            at = old % self.capacity
+            self.k[:, :, at : at + 1], self.v[:, :, at : at + 1] = k_BKTD, v_BKTE
+            return self.k, self.v
+        keys, values = self._append(self.k, k_BKTD, old), self._append(self.v, v_BKTE, old)
+        for ring, rows in ((self.k, keys), (self.v, values)):
+            ring.copy_(rows[:, :, -self.capacity :].roll(self.length % self.capacity, dims=2))
+        return keys, values
+
+    def _append(self, ring: Tensor, new: Tensor, old: int) -> Tensor:
+        past = ring[:, :, :old] if old <= self.capacity else ring.roll(-(old % self.capacity), dims=2)
+        return torch.cat([past, new], dim=2)

@@ -1,0 +1,85 @@
+"""The program `gptcore`: finds the command, imports only what it needs, and turns errors into messages and exit codes.
+
+This file is the composition root: it names the packages above `gptcore` (ppa, search) as text and never imports them
+itself. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+# command -> (module, one line of help). A module has add_arguments(parser) and run(args) -> exit code; if it sets
+# TAKES_CONFIG, then args.config is the configuration file (or None) and args.overrides what else is not an option.
+COMMANDS = {
+    "train": ("gptcore.commands.train", "train a model: CONFIG [key=value | --flat_name=value ...]"),
+    "sample": ("gptcore.commands.sample", "generate text from a trained run"),
+    "inspect": ("gptcore.commands.inspect", "table of the runs below a folder"),
+    "config": ("gptcore.commands.config", "show, compare and document configurations"),
+    "variants": ("gptcore.commands.variants", "list the kinds of every slot"),
+    "data": ("gptcore.commands.data", "prepare text for training"),
+    "ppa": ("ppa.commands", "what a configuration costs in hardware"),
+}
+
+
+def build_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of one command."""
+    module = importlib.import_module(COMMANDS[name][0])
+    parser = argparse.ArgumentParser(
+        prog=f"gptcore {name}", description=module.__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    module.add_arguments(parser)
+    parser.set_defaults(run=module.run)
+    return parser
+
+
+def _parse(name: str, argv: Sequence[str]) -> argparse.Namespace:
+    parser = build_parser(name)
+    if not getattr(importlib.import_module(COMMANDS[name][0]), "TAKES_CONFIG", False):
+        return parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    named = rest and not rest[0].startswith("-") and "=" not in rest[0]
+    args.config = rest.pop(0) if named else None
+    args.overrides = rest
+    return args
+
+
+def _usage() -> str:
+    rows = "\n".join(f"  {name:10}{help}" for name, (_, help) in COMMANDS.items())
+    return f"usage: gptcore COMMAND ...\n\n{rows}\n\n`gptcore COMMAND --help` explains one command."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if argv else 2
+    name = argv[0]
+    if name not in COMMANDS:
+        from .registry import nearest
+
+        print(f"gptcore: no command {name!r}{nearest(name, list(COMMANDS))}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    from .errors import RunError, UserError
+
+    try:
+        args = _parse(name, argv[1:])
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
+    except (UserError, RunError) as error:
+        print(f"gptcore {name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"gptcore {name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) went away: nothing to tell it. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Configurations, explained.
+
+  gptcore config show CONFIG [key=value ...]   the resolved configuration and its identity
+  gptcore config diff A B                      every setting that differs
+  gptcore config schema                        JSON schema of the file format (for editors)
+  gptcore config flat                          flat names and what they stand for
+"""
+
+import json
+import sys
+
+from ..errors import UserError
+
+TAKES_CONFIG = True
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--json", action="store_true", help="show: print JSON instead of YAML")
+
+
+def run(args) -> int:
+    actions = {"show": _show, "diff": _diff, "schema": _schema, "flat": _flat}
+    if args.config not in actions:
+        raise UserError(f"expected one of {', '.join(actions)}, not {args.config!r}\n{__doc__}")
+    return actions[args.config](args)
+
+
+def _show(args) -> int:
+    from ..config import identity
+    from ..loader import load
+    from ..yamlfile import dump
+
+    path, overrides = _split(args.overrides)
+    config = load(path, overrides).config
+    content = config.model_dump(mode="json")
+    if args.json:
+        print(json.dumps({"identity": identity(config), "config": content}, indent=1))
+    else:
+        print(f"# identity {identity(config)}\n{dump(content)}", end="")
+    return 0
+
+
+def _split(rest: list[str]) -> tuple[str | None, list[str]]:
+    if rest and not rest[0].startswith("-") and "=" not in rest[0]:
+        return rest[0], rest[1:]
+    return None, rest
+
+
+def _diff(args) -> int:
+    from ..config import difference
+    from ..loader import load
+
+    if len(args.overrides) != 2:
+        raise UserError("gptcore config diff needs two configuration files")
+    left, right = (load(path).config for path in args.overrides)
+    for key, (a, b) in difference(left, right).items():
+        print(f"{key:45} {a!s:>20}  {b!s:>20}")
+    return 0
+
+
+def _schema(args) -> int:
+    from ..config import Config
+
+    json.dump(Config.model_json_schema(), sys.stdout, indent=1)
+    print()
+    return 0
+
+
+def _flat(args) -> int:
+    from ..flat import flat_names
+    from ..registry import switches
+
+    for name, target in sorted(flat_names().items()):
+        print(f"--{name:35} {', '.join('.'.join(path) for path in target.paths)}")
+    for name, (slot, on, off) in sorted(switches().items()):
+        meaning = " / ".join(f"{state}: {kind}" for state, kind in (("true", on), ("false", off)) if kind)
+        print(f"--{name:35} model.{slot}.kind ({meaning})")
+    return 0

@@ -1,0 +1,211 @@
+"""Flat names: `--softmax_variant_attn=consmax` for people who come from nanoGPT and its forks.
+
+Each alias lives with the field, slot or kind that it names; this file only collects them and puts values in place.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from .config import LAYER_FIELDS, Config, LayerConfig
+from .registry import Slot, Strict, kinds, nearest, slot_of, switches
+from .yamlfile import Key, parse_value
+
+SECTIONS = tuple(Config.model_fields)
+_COMMAND = "command line: "
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a flat name points: nested paths (one for each kind that owns the knob), and whether it is a yes/no."""
+
+    paths: tuple[tuple[str, ...], ...]
+    is_bool: bool = False
+
+
+@cache
+def flat_names() -> dict[str, Target]:
+    """Every flat name with its target paths."""
+    found: dict[str, Target] = {}
+
+    def add(name: str, path: tuple[str, ...], is_bool: bool) -> None:
+        old = found.get(name, Target(()))
+        found[name] = Target((*old.paths, path) if path not in old.paths else old.paths, is_bool)
+
+    def walk(cls: type[Strict], path: tuple[str, ...]) -> None:
+        for field, info in cls.model_fields.items():
+            here, slot = (*path, field), slot_of(info)
+            if slot:
+                for alias in slot.flat:
+                    add(alias, (*here, "kind"), False)
+                for kind in kinds(slot.name).values():
+                    walk(kind.Config, here)  # type: ignore[attr-defined]
+            elif isinstance(info.annotation, type) and issubclass(info.annotation, Strict):
+                walk(info.annotation, here)
+            elif field not in ("kind", "layers"):
+                extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+                for alias in extra.get("flat", [field]):  # type: ignore[union-attr]
+                    add(str(alias), here, info.annotation is bool)
+
+    walk(Config, ())
+    return found
+
+
+def parse_overrides(arguments: Iterable[str], problems: list[str]) -> list[tuple[tuple[Key, ...], Any]]:
+    """(path, value) of each `key.path=value`, `--flat_name=value`, `--flat_name value`, `--flag` and `--no-flag`."""
+    pairs: list[tuple[tuple[Key, ...], Any]] = []
+    queue = list(arguments)
+    while queue:
+        token = queue.pop(0)
+        mark = _COMMAND + token
+        if not token.startswith("--"):
+            name, equals, text = token.partition("=")
+            if not equals or not name:
+                problems.append(f"{mark}: expected key.path=value or --name=value")
+                continue
+            pairs.append((tuple(Key(part, mark) for part in name.split(".")), parse_value(text)))
+            continue
+        name, equals, text = token[2:].partition("=")
+        negated = next((name[len(p) :] for p in ("no-", "no_") if name.startswith(p) and _is_bool(name[len(p) :])), None)
+        if equals:
+            value = parse_value(text)
+        elif negated:
+            name, value = negated, False
+        elif _is_bool(name):
+            value = parse_value(queue.pop(0)) if queue and queue[0] in ("true", "false") else True
+        elif queue and not queue[0].startswith("--"):
+            value = parse_value(queue.pop(0))
+        else:
+            problems.append(f"{mark}: needs a value{nearest(name, _all_names()) if name not in _all_names() else ''}")
+            continue
+        pairs.append((tuple(Key(part, mark) for part in name.split(".")), value))
+    return pairs
+
+
+def _is_bool(name: str) -> bool:
+    return name in switches() or (name in flat_names() and flat_names()[name].is_bool)
+
+
+def _all_names() -> list[str]:
+    return [*flat_names(), *switches()]
+
+
+def place(pairs: Iterable[tuple[tuple[Key, ...], Any]], below: dict, problems: list[str]) -> dict:
+    """Puts values of one source into a nested tree. `below` is what the source will be merged onto."""
+    tree: dict = {}
+    later: list[tuple[Key, Any]] = []
+    for path, value in pairs:
+        key = path[0]
+        if len(path) > 1 or key in SECTIONS:
+            _set(tree, path, value, problems)
+        else:
+            later.append((key, value))
+    for key, value in sorted(later, key=lambda item: item[0] not in _kind_aliases()):  # kinds before their knobs
+        if key in switches():
+            _switch(tree, below, key, value, problems)
+        elif key in flat_names():
+            target = _choose(flat_names()[key].paths, tree, below)
+            _set(tree, tuple(Key(part, key.mark) for part in target), value, problems)
+        else:
+            command = key.mark.startswith(_COMMAND)
+            problems.append(f"{key.mark}: unknown {'option --' if command else 'key '}{key}{nearest(key, [*_all_names(), *SECTIONS])}")
+    return tree
+
+
+@cache
+def _kind_aliases() -> frozenset[str]:
+    return frozenset(n for n, t in flat_names().items() if t.paths[0][-1] == "kind") | frozenset(switches())
+
+
+def _set(tree: dict, path: tuple[Key, ...], value: Any, problems: list[str]) -> None:
+    for part in path[:-1]:
+        node = tree.get(part)
+        if isinstance(node, str):  # a kind written as its bare name
+            node = {Key("kind", part.mark): node}
+        if not isinstance(node, dict):
+            node = {}
+        tree.pop(part, None)
+        tree[part] = node
+        tree = node
+    last = path[-1]
+    old = tree.pop(last, None)
+    tree[last] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+
+
+def _get(tree: Any, path: tuple[str, ...]) -> Any:
+    for part in path:
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def _kind_at(path: tuple[str, ...], tree: dict, below: dict) -> str | None:
+    """The kind chosen for the slot at `path`, by this source or by what is below it."""
+    slot: Slot | None = None
+    cls: type[Strict] | None = Config
+    kind = None
+    for i, part in enumerate(path):
+        info = cls.model_fields.get(part) if cls else None
+        if info is None:
+            return None
+        slot = slot_of(info)
+        here = path[: i + 1]
+        if slot:
+            kind = next((slot.kind_of(v) for v in (_get(tree, here), _get(below, here)) if _names_kind(v)), slot.default)
+            cls = kinds(slot.name)[kind].Config if kind in kinds(slot.name) else None  # type: ignore
+        else:
+            cls = info.annotation if isinstance(info.annotation, type) and issubclass(info.annotation, Strict) else None
+    return kind if slot else None
+
+
+def _names_kind(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and "kind" in value)
+
+
+def _choose(paths: tuple[tuple[str, ...], ...], tree: dict, below: dict) -> tuple[str, ...]:
+    """Of several nested homes of a flat name, the first that exists in the chosen kinds, else the first."""
+    for path in paths:
+        cls: type[Strict] | None = Config
+        for i, part in enumerate(path):
+            info = cls.model_fields.get(part) if cls else None
+            if info is None:
+                break
+            slot = slot_of(info)
+            if slot:
+                kind = _kind_at(path[: i + 1], tree, below)
+                cls = kinds(slot.name)[kind].Config if kind in kinds(slot.name) else None  # type: ignore
+                if part == path[-2:][0] and path[-1] == "kind":
+                    return path
+            else:
+                cls = info.annotation if isinstance(info.annotation, type) else None
+        else:
+            return path
+    return paths[0]
+
+
+def _switch(tree: dict, below: dict, key: Key, value: Any, problems: list[str]) -> None:
+    slot, on, off = switches()[key]
+    path = next(p for p in _slot_paths() if p[-1] == slot)
+    default = slot_of(Config.model_fields["model"].annotation.model_fields[slot]).default  # type: ignore
+    current = _kind_at(path, tree, below)
+    if not isinstance(value, bool):
+        problems.append(f"{key.mark}: {key} must be true or false, not {value!r}")
+        return
+    # True chooses the kind. False only leaves the kind it stands for; another kind chosen elsewhere stays.
+    if value and on:
+        kind = on
+    elif not value and off and current == (on or default):
+        kind = off
+    elif not value and not off and current == on:
+        kind = default
+    else:
+        return
+    _set(tree, (*(Key(p, key.mark) for p in path), Key("kind", key.mark)), kind, problems)
+
+
+def _slot_paths() -> list[tuple[str, ...]]:
+    model = Config.model_fields["model"].annotation
+    return [("model", name) for name, info in model.model_fields.items() if slot_of(info)]  # type: ignore
+
+
+__all__ = ["LAYER_FIELDS", "SECTIONS", "Target", "flat_names", "parse_overrides", "place"]

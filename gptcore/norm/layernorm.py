@@ -1,0 +1,35 @@
+"""Layer normalisation (arXiv 1607.06450)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..config import knob
+from ..registry import KindConfig, register
+from . import Norm
+
+
+@register("norm", "layernorm")
+class LayerNorm(Norm):
+    """(x - mean) / sqrt(variance + eps) * weight + bias."""
+
+    class Config(KindConfig):
+        eps: float = knob(1e-5, "added to the variance", flat=("layernorm_eps",), gt=0)
+
+    def __init__(self, config, width, dims):
+        super().__init__(config, width, dims)
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if dims.bias else None
+
+    def forward(self, x):
+        return F.layer_norm(x, (self.width,), self.weight, self.bias, self.config.eps)
+
+    @staticmethod
+    def declare(config, g, x, dims):
+        width = x.shape[-1]
+        mean = g.reduce("mean", x, add=1)
+        centred = g.pointwise("centre", x, mean, role="intermediate", add=1)
+        variance = g.reduce("variance", centred, mul=1, add=1)
+        scale = g.pointwise("rsqrt", variance, role="intermediate", mul=1, add=1, rsqrt=1)
+        affine = [g.weight("weight", width)] + ([g.weight("bias", width)] if dims.bias else [])
+        return g.pointwise("out", centred, scale, *affine, mul=2, **({"add": 1} if dims.bias else {}))

@@ -1,0 +1,30 @@
+"""Root-mean-square normalisation (arXiv 1910.07467)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..config import knob
+from ..registry import KindConfig, register
+from . import Norm
+
+
+@register("norm", "rmsnorm")
+class RMSNorm(Norm):
+    """x / sqrt(mean(x^2) + eps) * weight."""
+
+    class Config(KindConfig):
+        eps: float = knob(1e-6, "added to the mean square", flat=("rmsnorm_eps",), gt=0)
+
+    def __init__(self, config, width, dims):
+        super().__init__(config, width, dims)
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return F.rms_norm(x, (self.width,), self.weight, self.config.eps)
+
+    @staticmethod
+    def declare(config, g, x, dims):
+        square = g.reduce("mean_square", x, mul=1, add=1)
+        scale = g.pointwise("rsqrt", square, role="intermediate", mul=1, add=1, rsqrt=1)
+        return g.pointwise("out", x, scale, g.weight("weight", x.shape[-1]), mul=2)

@@ -1,0 +1,1 @@
+"""Kernels: fused forward and backward passes. Imports torch (and triton on a GPU) only, nothing of this project."""
