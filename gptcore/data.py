@@ -4,7 +4,6 @@ Batches are a pure function of (seed, step), so a resumed run continues exactly 
 same global batch. Legend: B sequences in a batch, T block_size.
 """
 
-import difflib
 import itertools
 import queue
 import threading
@@ -23,11 +22,14 @@ from gptcore.data_files import (
     SPLITS,
     advice,
     checksum,
+    dataset_names,
+    find_dataset,
     finish_pending,
+    listing,
     read_meta,
     recorded,
 )
-from gptcore.errors import DataError, UserError
+from gptcore.errors import DataError
 
 __all__ = [
     "Dataset",
@@ -42,8 +44,6 @@ __all__ = [
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 GPT2_VOCAB_SIZE = 50257  # of a nanoGPT folder without meta.pkl
-PROJECT_DATA = Path(__file__).resolve().parents[1] / "data"
-NOT_DATASETS = {"template"}
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def open_dataset(folder: Path | str) -> Dataset:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"there is no data folder {folder}.\nKnown data sets: {_listing()}.")
+        raise DataError(f"there is no data folder {folder}.\nKnown data sets: {listing()}.")
     finish_pending(folder)
     missing = [f"{split}.bin" for split in SPLITS if not (folder / f"{split}.bin").is_file()]
     if missing:
@@ -139,45 +139,6 @@ def _open_split(folder: Path, split: str, dtype: np.dtype, meta: dict[str, Any])
             f"{advice(folder)}"
         )
     return np.memmap(path, dtype=dtype, mode="r")
-
-
-def find_dataset(name: Path | str) -> Path:
-    """Folder of a data set: NAME under ./data or under the project's data/, or the path of a folder.
-
-    UserError lists what there is, and the nearest name. The folder need not be prepared.
-    """
-    text = str(name)
-    if text and text == Path(text).name:  # a plain name: a folder ./NAME of the user's must not hide data/NAME
-        for root in _data_roots():
-            if (root / text).is_dir():
-                return root / text
-    if text and Path(text).is_dir():
-        return Path(text)
-    names = dataset_names()
-    near = difflib.get_close_matches(Path(text).name, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise UserError(
-        f"there is no data set {text!r}.{hint}\nKnown data sets: {_listing()}.\n"
-        f"For your own text: data/create_new_dataset.sh NAME TEXT_FILE, or gptcore data build TEXT_FILE --out FOLDER."
-    )
-
-
-def dataset_names() -> list[str]:
-    """Names of all data sets under ./data and the project's data/, prepared or not."""
-    found = set()
-    for root in _data_roots():
-        for folder in root.iterdir() if root.is_dir() else ():
-            if (folder / "get_dataset.sh").is_file() or (folder / "train.bin").is_file():
-                found.add(folder.name)
-    return sorted(found - NOT_DATASETS)
-
-
-def _data_roots() -> tuple[Path, Path]:
-    return Path("data"), PROJECT_DATA
-
-
-def _listing() -> str:
-    return ", ".join(dataset_names()) or "none"
 
 
 def train_batch(

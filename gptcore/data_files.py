@@ -1,4 +1,4 @@
-"""The files of a prepared data folder: names, safe reading of meta.pkl, and an atomic change of the whole set.
+"""The files of a data folder: where they are, safe reading of meta.pkl, and an atomic change of the whole set.
 
 A folder holds train.bin and val.bin (token ids, uint16 or uint32, nothing else in them) and meta.pkl (a dict of plain
 values), as nanoGPT has it. Three files cannot be renamed at once, so a new set goes through two sub-folders:
@@ -10,6 +10,7 @@ Whoever finds .pending/ finishes the move (`finish_pending`), so a crash at any 
 """
 
 import contextlib
+import difflib
 import io
 import os
 import pickle
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from gptcore.errors import DataError
+from gptcore.errors import DataError, UserError
 
 SPLITS = ("train", "val")
 META = "meta.pkl"
@@ -30,6 +31,8 @@ FILES = ("train.bin", "val.bin", META)
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 STAGING = ".staging"
 PENDING = ".pending"
+PROJECT_DATA = Path(__file__).resolve().parents[1] / "data"
+NOT_DATASETS = {"template"}
 MAX_META_BYTES = 64 * 2**20  # the vocabulary of 10^6 tokens takes some 20 MB
 CHUNK_BYTES = 4 * 2**20
 
@@ -166,3 +169,43 @@ def recorded(meta: Mapping[str, Any], split: str) -> dict[str, Any] | None:
     files = meta.get("files")
     entry = files.get(f"{split}.bin") if isinstance(files, dict) else None
     return entry if isinstance(entry, dict) else None
+
+
+def find_dataset(name: Path | str) -> Path:
+    """Folder of a data set: NAME under ./data or under the project's data/, or the path of a folder.
+
+    UserError lists what there is, and the nearest name. The folder need not be prepared.
+    """
+    text = str(name)
+    if text and text == Path(text).name:  # a plain name: a folder ./NAME of the user's must not hide data/NAME
+        for root in _data_roots():
+            if (root / text).is_dir():
+                return root / text
+    if text and Path(text).is_dir():
+        return Path(text)
+    names = dataset_names()
+    near = difflib.get_close_matches(Path(text).name, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UserError(
+        f"there is no data set {text!r}.{hint}\nKnown data sets: {listing()}.\n"
+        f"For your own text: data/create_new_dataset.sh NAME TEXT_FILE, or gptcore data build TEXT_FILE --out FOLDER."
+    )
+
+
+def dataset_names() -> list[str]:
+    """Names of all data sets under ./data and the project's data/, prepared or not."""
+    found = set()
+    for root in _data_roots():
+        for folder in root.iterdir() if root.is_dir() else ():
+            if (folder / "get_dataset.sh").is_file() or (folder / "train.bin").is_file():
+                found.add(folder.name)
+    return sorted(found - NOT_DATASETS)
+
+
+def _data_roots() -> tuple[Path, Path]:
+    return Path("data"), PROJECT_DATA
+
+
+def listing() -> str:
+    """The data set names in one line, for messages."""
+    return ", ".join(dataset_names()) or "none"

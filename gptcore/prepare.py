@@ -29,6 +29,7 @@ from gptcore.data_files import (
     META,
     SPLITS,
     commit_staging,
+    find_dataset,
     finish_pending,
     fresh_staging,
     read_meta,
@@ -187,8 +188,7 @@ def _split(pieces: Iterator[str], n_head: int) -> tuple[Iterator[str], Iterator[
 
     def head() -> Iterator[str]:
         left = n_head
-        while left:
-            piece = next(pieces)
+        while left and (piece := next(pieces, "")):
             if len(piece) > left:
                 rest.append(piece[left:])
             yield piece[:left]
@@ -276,8 +276,6 @@ def ensure_prepared(name: Path | str) -> Path:
 
     Call it in one process only. A folder that is there but damaged is left for `open_dataset` to explain.
     """
-    from gptcore.data import find_dataset  # imports torch, which the scripts that only prepare do without
-
     folder = find_dataset(name)
     finish_pending(folder)
     present = all((folder / f"{split}.bin").is_file() for split in SPLITS)

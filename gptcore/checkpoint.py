@@ -1,0 +1,164 @@
+"""Checkpoints and the files of a run folder: written atomically, read without executing anything.
+
+    RUN/config.yaml    the resolved configuration
+    RUN/run.json       status, identity, progress (see `train`)
+    RUN/metrics.csv    losses by step
+    RUN/last.pt        newest state; RUN/previous.pt the one before; RUN/best.pt the best validation loss
+"""
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import Config, GPTConfig
+from .errors import CheckpointError
+from .model import GPT
+
+FORMAT = 1
+
+
+def write_atomically(path: Path, write) -> None:
+    """Calls `write(binary file)` on a temporary neighbour, forces it to disk, and puts it in the place of `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_atomically(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """`run.json` of a run folder. CheckpointError when it is missing or damaged."""
+    path = folder / "run.json"
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is not a run folder (no run.json); `gptcore inspect` lists runs")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); the checkpoints beside it may still be good")
+    if not isinstance(content, dict) or "status" not in content:
+        raise CheckpointError(f"{path} is not a run description")
+    return content
+
+
+def save(folder: Path, payload: dict[str, Any], *, best: bool) -> None:
+    """Writes last.pt, keeping the old one as previous.pt, and links best.pt to the same state when `best`.
+
+    Killed at any moment, at least one complete checkpoint remains under last.pt or previous.pt.
+    """
+    last, previous = folder / "last.pt", folder / "previous.pt"
+    staged = folder / "staged.pt"
+    write_atomically(staged, lambda file: torch.save(payload | {"format": FORMAT}, file))
+    if best:  # weights only: a best checkpoint is for using, not for resuming
+        slim = {key: value for key, value in payload.items() if key not in ("optimizer", "scaler", "rng")}
+        write_atomically(folder / "best.pt", lambda file: torch.save(slim | {"format": FORMAT}, file))
+    if last.exists():
+        os.replace(last, previous)
+    os.replace(staged, last)
+    sync_folder(folder)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of one checkpoint file, checked for damage. CheckpointError says what is wrong."""
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint {path}")
+    try:
+        # torch stores a CRC for every record but checks it only on some paths; a zip check reads the file once.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise CheckpointError(f"{path} is damaged (record {damaged})")
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({type(error).__name__}: {error})") from error
+    except Exception as error:  # torch.load refuses foreign pickles with UnpicklingError, whose text is a page
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} is not a checkpoint of this program ({reason})") from error
+    if not isinstance(payload, dict) or "model_config" not in payload:
+        raise CheckpointError(f"{path} is not a checkpoint of this program")
+    if payload.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {payload.get('format')}, this version reads {FORMAT}")
+    return payload
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint, where it came from, and what was wrong with a newer one."""
+
+    payload: dict[str, Any]
+    path: Path
+    warning: str | None = None
+
+
+def read_newest(folder: Path) -> Restored | None:
+    """last.pt, or previous.pt with a warning when last.pt is damaged; None in a folder without either."""
+    failures: list[str] = []
+    for name in ("last.pt", "previous.pt"):
+        path = folder / name
+        if path.exists():
+            try:
+                return Restored(read(path), path, "; ".join(failures) or None)
+            except CheckpointError as error:
+                failures.append(f"{error}: falling back to the checkpoint before")
+    if failures:
+        raise CheckpointError("; ".join(failures) + ", but there is no readable one")
+    return None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained model in evaluation mode, ready to use, with what it was trained on."""
+
+    model: GPT
+    config: GPTConfig
+    tokenizer_meta: dict[str, Any] | None
+    step: int
+    path: Path
+
+
+def load_model(folder: str | Path, which: str | None = None, device: str = "cpu") -> LoadedModel:
+    """The best (or else the newest) model of a run folder; `which` names a file of it, such as last.pt."""
+    folder = Path(folder)
+    if which is not None:
+        payload, path = read(folder / which), folder / which
+    elif (folder / "best.pt").exists():
+        payload, path = read(folder / "best.pt"), folder / "best.pt"
+    else:
+        restored = read_newest(folder)
+        if restored is None:
+            raise CheckpointError(f"{folder} holds no checkpoint; `gptcore inspect` lists runs")
+        payload, path = restored.payload, restored.path
+    config = GPTConfig.model_validate(payload["model_config"])
+    model = GPT(config)
+    model.load_state_dict(payload["model"])
+    return LoadedModel(model.to(device).eval(), config, payload.get("tokenizer"), payload["step"], path)
+
+
+def config_of(folder: Path) -> Config:
+    """The resolved configuration of a run."""
+    from .loader import load
+
+    return load(folder / "config.yaml").config
