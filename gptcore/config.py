@@ -140,7 +140,7 @@ class TrainConfig(Strict):
     schedule: Literal["cosine", "constant"] = knob("cosine", "learning rate after the warm-up")
     warmup_iters: int = knob(100, "steps of linear warm-up", ge=0)
     lr_decay_iters: int | None = knob(None, "step at which the cosine reaches min_lr; null: max_iters", ge=1)
-    min_lr: float = knob(1e-4, "learning rate at the end of the cosine", ge=0)
+    min_lr: float | None = knob(None, "learning rate at the end of the cosine; null: a tenth of the peak", ge=0)
     weight_decay: float = knob(0.1, "AdamW decay of matrices; vectors are never decayed", ge=0)
     beta1: float = knob(0.9, "AdamW first moment", ge=0, lt=1)
     beta2: float = knob(0.99, "AdamW second moment", ge=0, lt=1)
@@ -173,7 +173,7 @@ class Config(Strict):
     def problems(self) -> Iterator[tuple[tuple, str]]:
         for path, message in self.model.problems():
             yield ("model", *path), message
-        if self.train.min_lr > self.train.learning_rate:
+        if self.train.min_lr is not None and self.train.min_lr > self.train.learning_rate:
             yield ("train", "min_lr"), f"min_lr {self.train.min_lr} exceeds learning_rate {self.train.learning_rate}"
 
     def with_vocab(self, vocab_size: int) -> "Config":

@@ -46,8 +46,8 @@ def fused_attention(q, k, v, mask: CausalMask, *, scale: float, dropout: float) 
     """torch's own exact softmax attention; never materialises the scores where the device has such a kernel."""
     live = None if mask.is_triangle or mask.is_full else mask.live_TS(q.device)
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=live, dropout_p=dropout, is_causal=mask.is_triangle and mask.T > 1, scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
+        q, k, v, attn_mask=live, dropout_p=dropout, is_causal=mask.is_triangle and not mask.is_full, scale=scale,
+        enable_gqa=bool(q.shape[1] != k.shape[1]),
     )  # fmt: skip
 
 

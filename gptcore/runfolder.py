@@ -1,0 +1,110 @@
+"""How a run begins: which folder, fresh or resumed, and whether that is allowed."""
+
+import fcntl
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import Restored, read_newest, read_run, write_atomically
+from .config import Config, GPTConfig, canonical, difference
+from .distributed import World
+from .errors import UserError
+from .yamlfile import dump
+
+
+class FolderLock:
+    """Keeps a second process from writing into the same run folder; released when the process ends, however it ends."""
+
+    def __init__(self, folder: Path, wanted: bool):
+        self._file = open(folder / ".lock", "w") if wanted else None
+        if self._file is not None:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self._file.close()
+                raise UserError(f"{folder} is being trained by another process; wait for it or choose another --out_dir")
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with: its final configuration, and a checkpoint or weights if there are any."""
+
+    config: Config
+    lock: FolderLock
+    restored: Restored | None = None
+    weights: dict[str, Any] | None = None
+    messages: list[str] = field(default_factory=list)
+
+
+def default_folder(config: Config, name: str, run_identity: str) -> Path:
+    """`train.out_dir`, or out/<name>-<identity>: the same command always means the same folder."""
+    return Path(config.train.out_dir or f"out/{name}-{run_identity[:8]}")
+
+
+def begin(config: Config, folder: Path, run_identity: str, where: World) -> Start:
+    """Prepares the folder and decides between a fresh start and a resume. UserError where neither is right."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(folder, where.is_main)
+    except OSError as error:
+        raise UserError(f"cannot write the run folder {folder}: {error.strerror}; choose another --out_dir") from error
+    restored = read_newest(folder)
+    mode = config.train.init_from
+    if restored is None and mode == "resume":
+        raise UserError(f"nothing to resume in {folder}: no checkpoint there (--out_dir names the run folder)")
+    messages: list[str] = []
+    weights = None
+    if mode not in ("scratch", "resume"):
+        config, weights = _pretrained(config)
+        messages.append(f"starting from the weights of {mode}")
+    if restored is not None:
+        _check_same_architecture(folder, restored, config)
+        recorded = restored.payload.get("identity")
+        if mode != "resume" and recorded != run_identity:
+            raise UserError(
+                f"{folder} holds another run ({_settings_changed(folder, config)});\n"
+                "continue it with these settings by --init_from=resume, or choose another --out_dir"
+            )
+        weights = None
+        messages += [f"changed since: {_settings_changed(folder, config)}"] if recorded != run_identity else []
+    if where.is_main:
+        text = f"# identity {run_identity}\n{dump(config.model_dump(mode='json'))}"
+        write_atomically(folder / "config.yaml", lambda file: file.write(text.encode()))
+    return Start(config, lock, restored, weights, messages)
+
+
+def _check_same_architecture(folder: Path, restored: Restored, config: Config) -> None:
+    trained = GPTConfig.model_validate(restored.payload["model_config"])
+    if canonical(trained) == canonical(config.model):
+        return
+    rows = "\n".join(f"  {key}: {old} -> {new}" for key, (old, new) in difference(trained, config.model).items())
+    raise UserError(f"{folder} was trained with another architecture:\n{rows}\nchoose another --out_dir, or undo the change")
+
+
+def _settings_changed(folder: Path, config: Config) -> str:
+    from .checkpoint import config_of
+
+    changed = difference(config_of(folder), config)
+    changed = {key: pair for key, pair in changed.items() if key not in ("train.out_dir", "train.init_from")}
+    return ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in changed.items()) or "an unknown difference"
+
+
+def _pretrained(config: Config) -> tuple[Config, dict[str, Any]]:
+    from .pretrained import load_pretrained
+
+    model, weights = load_pretrained(config.train.init_from)
+    model = model.model_copy(update={"dropout": config.model.dropout, "bits": config.model.bits})
+    return config.model_copy(update={"model": model}), weights
+
+
+def is_finished(folder: Path, run_identity: str) -> bool:
+    """True when this very run has already reached its end."""
+    if not (folder / "run.json").exists():
+        return False
+    content = read_run(folder)
+    return content["status"] in ("finished", "stopped") and content.get("identity") == run_identity and os.path.exists(folder / "last.pt")

@@ -1,0 +1,141 @@
+"""What a run tells: metrics.csv, run.json, TensorBoard when asked, and the terminal."""
+
+import csv
+import io
+import sys
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import write_atomically, write_json
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of metrics.csv; `step` updates are done. Losses in nats per token, None where not measured."""
+
+    step: int
+    tokens: int
+    train_loss: float | None
+    val_loss: float | None
+    learning_rate: float
+    grad_norm: float | None
+    step_s: float
+    elapsed_s: float
+
+
+COLUMNS = tuple(f.name for f in fields(Row))
+
+
+def _line(values) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(["" if v is None else repr(v) if isinstance(v, float) else v for v in values])
+    return text.getvalue()
+
+
+class Metrics:
+    """metrics.csv: append-only and flushed, so that nothing is lost to kill -9."""
+
+    def __init__(self, folder: Path, resume_step: int | None):
+        self.path = folder / "metrics.csv"
+        if resume_step is None or not self.path.exists():
+            write_atomically(self.path, lambda file: file.write(_line(COLUMNS).encode()))
+        else:
+            self._drop_after(resume_step)
+        self._file = open(self.path, "a", encoding="utf-8", newline="")
+
+    def _drop_after(self, step: int) -> None:
+        """Rows that a killed process wrote after its last checkpoint will be written again by this one."""
+        kept = [_line(COLUMNS)]
+        with open(self.path, encoding="utf-8", newline="") as file:
+            for values in csv.reader(file):
+                if len(values) == len(COLUMNS) and values[0].isdigit() and int(values[0]) <= step:
+                    kept.append(",".join(values) + "\n")
+        write_atomically(self.path, lambda file: file.write("".join(kept).encode()))
+
+    def write(self, row: Row) -> None:
+        self._file.write(_line(getattr(row, name) for name in COLUMNS))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class RunFile:
+    """run.json: one small description of the run, always complete on disk."""
+
+    def __init__(self, folder: Path, content: dict[str, Any]):
+        self.path, self.content = folder / "run.json", content
+
+    def update(self, **changes: Any) -> None:
+        self.content.update(changes, updated=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+        write_json(self.path, self.content)
+
+
+class Screen:
+    """Progress bar on a terminal, one plain line every few seconds elsewhere, nothing when `quiet`."""
+
+    PLAIN_INTERVAL_S = 5.0
+
+    def __init__(self, total: int, start: int, quiet: bool):
+        self.quiet, self.total, self._bar = quiet, total, None
+        self._last_line = float("-inf")
+        if not quiet and sys.stderr.isatty():
+            from rich import progress
+            from rich.console import Console
+
+            self._bar = progress.Progress(
+                progress.TextColumn("training"), progress.BarColumn(), progress.MofNCompleteColumn(),
+                progress.TextColumn("{task.fields[status]}"), progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )  # fmt: skip
+            self._task = self._bar.add_task("training", total=total, completed=start, status="")
+            self._bar.start()
+
+    def step(self, step: int, loss: float, val_loss: float | None, tokens_per_s: float) -> None:
+        if self.quiet:
+            return
+        status = f"loss {loss:.3f}" + (f"  val {val_loss:.3f}" if val_loss is not None else "") + f"  {tokens_per_s:,.0f} tok/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, status=status)
+        elif time.monotonic() - self._last_line >= self.PLAIN_INTERVAL_S or step == self.total:
+            self._last_line = time.monotonic()
+            print(f"step {step}/{self.total}  {status}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        if self.quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class Board:
+    """TensorBoard events, when asked for."""
+
+    def __init__(self, folder: Path, wanted: bool):
+        self._writer: Any = None
+        if wanted:
+            from .errors import UserError
+
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise UserError("train.tensorboard needs the package tensorboard: pip install tensorboard") from error
+            self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, row: Row) -> None:
+        if self._writer is not None:
+            for name in ("train_loss", "val_loss", "learning_rate", "grad_norm"):
+                if getattr(row, name) is not None:
+                    self._writer.add_scalar(name, getattr(row, name), row.step)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,255 @@
+"""Sampling: continues token sequences with a model, with a key/value cache wherever the model can keep one.
+
+Legend: B sequences, T tokens fed at once, V vocabulary.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import RunError, UserError
+from .model import GPT
+from .tokenizer import Tokenizer
+
+# Sequences of one pass are limited so that the prefill logits (B, T, V) stay within 1 GiB of float32.
+MAX_LOGITS = 2**28
+
+Stop = Callable[[list[int]], bool]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one token is drawn from logits: temperature, then the `top_k` likeliest, then the nucleus of mass `top_p`.
+
+    Temperature 0 takes the likeliest token. The nucleus (arXiv 1904.09751) is the smallest set of the likeliest
+    remaining tokens whose mass is at least `top_p`, never empty. Errors: UserError for a value out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"temperature must be 0 (greedy) or a positive number, not {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k must be at least 1, not {self.top_k}; leave it out to keep every token")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0 or self.top_k == 1
+
+    def probabilities(self, logits_BV: Tensor) -> Tensor:
+        """What tokens are drawn from (B, V), float64; exactly 0 for tokens left out. Not for temperature 0."""
+        logits = logits_BV.double()
+        # The maximum comes off first: a tiny temperature then sends all others to -inf instead of the first to inf.
+        scaled = (logits - logits.amax(-1, keepdim=True)) / self.temperature
+        if self.top_k is not None and self.top_k < scaled.shape[-1]:
+            kept, index = scaled.topk(self.top_k)
+            scaled = torch.full_like(scaled, -math.inf).scatter(-1, index, kept)
+        p = scaled.softmax(-1)
+        if self.top_p is None or self.top_p == 1:
+            return p
+        ranked, index = p.sort(dim=-1, descending=True, stable=True)
+        before = ranked.cumsum(-1) - ranked  # mass of the likelier tokens: 0 for the first, which so always stays
+        ranked = ranked.masked_fill(before >= self.top_p, 0.0)
+        return torch.zeros_like(p).scatter(-1, index, ranked / ranked.sum(-1, keepdim=True))
+
+    def choose(self, logits_BV: Tensor, uniform_B: Sequence[float]) -> list[int]:
+        """One token a row, by inverting the distribution function at `uniform_B` in [0, 1).
+
+        A row whose largest logit is not finite gives -1.
+        """
+        if self.is_greedy:
+            ids_B = logits_BV.argmax(-1)
+        else:
+            cdf_BV = self.probabilities(logits_BV).cumsum(-1)
+            u_B1 = torch.tensor(uniform_B, dtype=cdf_BV.dtype, device=cdf_BV.device)[:, None]
+            # right=True: the first token whose mass lies above u, so a token of probability 0 is never drawn.
+            ids_B = torch.searchsorted(cdf_BV, u_B1 * cdf_BV[:, -1:], right=True)[:, 0]
+        return torch.where(logits_BV.amax(-1).isfinite(), ids_B, -1).tolist()
+
+
+def context_start(n: int, block_size: int, hop: int) -> int:
+    """Index of the first of `n` tokens that the model sees when it predicts token `n`.
+
+    0 while all fit; then the smallest multiple of `hop` that leaves at most `block_size` tokens. hop=1 is the crop to
+    the last `block_size` tokens of nanoGPT.
+
+    Why not always hop=1: when the window moves, every token gets another position, and the states of all layers but
+    the first change even with relative positions, because they were mixed from tokens that are gone now. A cache that
+    merely drops its oldest entry is therefore another model, and the exact way, a new prefill, costs as much as no
+    cache. Moving by `hop` pays for one prefill with `hop` cheap steps, and being a function of the length alone, it
+    gives the same text with a cache and without.
+    """
+    return 0 if n <= block_size else math.ceil((n - block_size) / hop) * hop
+
+
+class _Context:
+    """Logits at the end of sequences that grow by a token between calls, under the policy of `context_start`."""
+
+    def __init__(self, model: GPT, *, hop: int, longest: int, use_cache: bool):
+        self.model, self.hop, self.use_cache = model, hop, use_cache
+        self.block_size = model.config.block_size
+        self.length = min(self.block_size, longest)
+        self.start = 0
+        self.cache = None
+
+    def logits_BV(self, rows: list[list[int]]) -> Tensor:
+        n = len(rows[0])
+        start = context_start(n, self.block_size, self.hop)
+        fed_from = n - 1
+        if self.cache is None or start != self.start:
+            self.cache = self.model.new_cache(len(rows), self.length) if self.use_cache else None
+            self.start = fed_from = start
+        idx_BT = torch.tensor([row[fed_from:] for row in rows], device=self.model.lm_head.weight.device)
+        return self.model(idx_BT, cache=self.cache)[0][:, -1]
+
+
+def generate(
+    model: GPT,
+    prompts: Tensor | Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    stop: Stop | None = None,
+    eot: int | None = None,
+    vocab_size: int | None = None,
+    use_cache: bool = True,
+    hop: int | None = None,
+) -> list[list[int]]:
+    """Up to `max_new_tokens` new tokens for each prompt, without the prompt; see `Sampling` for how they are drawn.
+
+    `prompts` are token ids (B, T), or lists, which may differ in length. A sequence ends at the token `eot`, which is
+    not returned, or as soon as `stop(its new tokens)` is true. Only ids below `vocab_size` are drawn (default: all; a
+    padded vocabulary has ids without text). Sequences longer than block_size go on with the context of
+    `context_start`, which moves by `hop` (default: a quarter of block_size).
+
+    Prompt i draws from a random stream of its own that depends on (seed, i) alone, so its text does not change with
+    the other prompts, with the device, nor, as far as it goes, with `max_new_tokens`; only rounding can differ.
+
+    Errors: UserError for a sampling value out of range; ValueError for prompts that are empty or not of this
+    vocabulary; RunError when the logits are not finite.
+    """
+    sampling = Sampling(temperature, top_k, top_p)
+    block_size, model_vocab = model.config.block_size, model.lm_head.out_features
+    hop = max(1, block_size // 4) if hop is None else hop
+    if not 1 <= hop <= block_size:
+        raise UserError(f"hop must be between 1 and block_size {block_size}, not {hop}")
+    if max_new_tokens < 0:
+        raise UserError(f"max_new_tokens must not be negative, but is {max_new_tokens}")
+    lists: list[list[int]] = prompts.tolist() if isinstance(prompts, Tensor) else [list(p) for p in prompts]
+    for i, prompt in enumerate(lists):
+        if not prompt:
+            raise ValueError(f"prompt {i} is empty: the model needs a token to start from")
+        if not 0 <= min(prompt) <= max(prompt) < model_vocab:
+            raise ValueError(f"prompt {i} has token ids outside 0..{model_vocab - 1}")
+    seed = random.SystemRandom().getrandbits(63) if seed is None else seed
+
+    results: list[list[int]] = [[] for _ in lists]
+    was_training = model.training
+    model.eval()
+    try:
+        for group in _groups(lists, max_new_tokens, block_size, model_vocab):
+            rows = [lists[i] for i in group]
+            longest = len(rows[0]) + max_new_tokens
+            context = _Context(model, hop=hop, longest=longest, use_cache=use_cache)
+            streams = [random.Random(f"{seed}/{i}") for i in group]
+            found = _run(context, rows, streams, sampling, max_new_tokens, stop, eot, vocab_size)
+            for i, tokens in zip(group, found):
+                results[i] = tokens
+    finally:
+        model.train(was_training)
+    return results
+
+
+@torch.inference_mode()
+def _run(
+    context: _Context,
+    rows: list[list[int]],
+    streams: list[random.Random],
+    sampling: Sampling,
+    steps: int,
+    stop: Stop | None,
+    eot: int | None,
+    vocab_size: int | None,
+) -> list[list[int]]:
+    """New tokens of sequences of equal length. Ended ones are computed along, unseen, until all have ended."""
+    new: list[list[int]] = [[] for _ in rows]
+    live = set(range(len(rows)))
+    for _ in range(steps):
+        ids = sampling.choose(context.logits_BV(rows)[:, :vocab_size], [stream.random() for stream in streams])
+        if min(ids) < 0:
+            raise RunError("the logits are not finite: the weights come from a diverged run, or overflow in this dtype")
+        for i, token in enumerate(ids):
+            rows[i].append(token)
+            if i in live and token == eot:
+                live.remove(i)
+            elif i in live:
+                new[i].append(token)
+                if stop is not None and stop(new[i]):
+                    live.remove(i)
+        if not live:
+            break
+    return new
+
+
+def _groups(prompts: list[list[int]], steps: int, block_size: int, vocab: int) -> Iterator[list[int]]:
+    """Indices of prompts that run together: equal lengths, and not more than MAX_LOGITS allows."""
+    by_length: dict[int, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_length.setdefault(len(prompt), []).append(i)
+    for length, members in by_length.items():
+        size = max(1, MAX_LOGITS // (min(block_size, length + steps) * vocab))
+        for at in range(0, len(members), size):
+            yield members[at : at + size]
+
+
+def cache_obstacle(model: GPT) -> str | None:
+    """Why `model` decodes without a cache; None when it has one."""
+    if model.new_cache(1, 1) is not None:
+        return None
+    layers = enumerate(model.config.layer_configs())
+    weight, blocks = model.lm_head.weight, model.transformer["h"]
+    stateless = [
+        (i, layer.attention.kind)  # type: ignore[attr-defined]
+        for i, layer in layers
+        if blocks[i].attn.new_cache(1, 1, weight.dtype, weight.device) is None
+    ]
+    i, kind = stateless[0]
+    return f"attention {kind!r} of layer {i} keeps no state between tokens"
+
+
+class StopStrings:
+    """Ends a sequence once its new text contains one of `strings`; `cut` then removes what begins there.
+
+    Errors: UserError for an empty string.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, strings: Sequence[str]):
+        if "" in strings:
+            raise UserError("a stop string must not be empty")
+        self.tokenizer, self.strings = tokenizer, tuple(strings)
+        # A token holds at least a byte and a character at most four, so a string that ends in the newest token lies
+        # within so many tokens; decoding more would make long texts quadratic.
+        self.tail = 4 * max(map(len, self.strings), default=0)
+
+    def __call__(self, tokens: list[int]) -> bool:
+        if not self.strings:
+            return False
+        text = self.tokenizer.decode(tokens[-self.tail :])
+        return any(string in text for string in self.strings)
+
+    def cut(self, text: str) -> str:
+        """`text` up to the first stop string in it."""
+        found = [at for at in map(text.find, self.strings) if at >= 0]
+        return text[: min(found)] if found else text

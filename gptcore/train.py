@@ -1,0 +1,292 @@
+"""Training: from a configuration to a run folder.
+
+A step is a pure function of the state and its number: batches and random numbers are derived from (seed, step), so a
+run that is killed and continued gives the same bits as one that is not. The order within a step is: update, log,
+evaluate, checkpoint.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import Restored, save
+from .config import Config, identity
+from .data import Dataset, Prefetcher, eval_batches, find_dataset, open_dataset, train_batch
+from .distributed import Parallel, World, world
+from .errors import UserError
+from .interrupt import Interrupt
+from .model import GPT
+from .optim import learning_rate, make_optimizer
+from .runfolder import Start, begin, default_folder
+from .runlog import Board, Metrics, Row, RunFile, Screen
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended. `status`: finished, stopped (early stop or budget), interrupted, diverged."""
+
+    folder: Path
+    status: str
+    step: int
+    best_loss: float | None
+    best_step: int | None
+    reason: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        return {"finished": 0, "stopped": 0, "diverged": 1, "interrupted": 130}[self.status]
+
+
+@dataclass
+class Progress:
+    """Everything about the run, besides tensors, that the next step depends on."""
+
+    step: int = 0
+    tokens: int = 0
+    elapsed_s: float = 0.0
+    best_loss: float | None = None
+    best_step: int | None = None
+    stale_evals: int = 0
+
+
+def train(config: Config, *, name: str = "run", quiet: bool = False) -> RunResult:
+    """Trains until max_iters, a budget, an interrupt or divergence; resumes what the run folder already holds.
+
+    UserError for what cannot be trained as asked, DataError and CheckpointError for files that are missing or damaged.
+    """
+    run_identity = identity(config)
+    with world(config.train.device) as where:
+        dataset = open_dataset(find_dataset(config.data.dataset))
+        folder = default_folder(config, name, run_identity)
+        start = begin(config.with_vocab(dataset.vocab_size), folder, run_identity, where)
+        try:
+            return _Run(start, dataset, folder, run_identity, name, where, quiet).run()
+        finally:
+            start.lock.release()
+
+
+class _Run:
+    def __init__(self, start: Start, dataset: Dataset, folder: Path, run_id: str, name: str, where: World, quiet: bool):
+        self.config = start.config
+        self.dataset, self.folder, self.where, self.identity = dataset, folder, where, run_id
+        t, m = self.config.train, self.config.model
+        assert m.vocab_size is not None
+        dataset.check(m.vocab_size, m.block_size)
+        self.sequences = t.batch_size * t.gradient_accumulation_steps
+        if self.sequences % where.size:
+            raise UserError(f"{self.sequences} sequences a step cannot be shared equally by {where.size} processes")
+        local = self.sequences // where.size
+        self.micro_size = min(t.batch_size, local)
+        if local % self.micro_size:
+            raise UserError(f"{local} sequences a process are not a multiple of batch_size {t.batch_size}")
+        torch.manual_seed(t.seed)
+        model = GPT(m)
+        if start.weights is not None:
+            model.load_state_dict(start.weights)
+        self.parallel = Parallel(model, where, t.parallel, t.compile)
+        self.model = self.parallel.model
+        self.optimizer = make_optimizer(self.model, t)
+        self.scaler = torch.amp.GradScaler(where.device.type, enabled=t.dtype == "float16")
+        self.progress = Progress()
+        self.screen = Screen(t.max_iters, 0, quiet or not where.is_main)
+        for message in start.messages:
+            self.screen.say(message)
+        if start.restored is not None:
+            self._restore(start.restored)
+        self.diverged_above = t.diverge_factor * math.log(m.vocab_size)
+        self.run_file = RunFile(
+            folder,
+            {
+                "status": "running", "identity": run_id, "name": name, "dataset": self.config.data.dataset,
+                "vocab_size": m.vocab_size, "parameters": self.model.parameter_count(), "max_iters": t.max_iters,
+                "world_size": where.size, "device": str(where.device), "torch": torch.__version__,
+                "resumed_at": self.progress.step if start.restored else None, "folder": str(folder),
+            },
+        )  # fmt: skip
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    def _restore(self, restored: Restored) -> None:
+        payload = restored.payload
+        if restored.warning:
+            self.screen.say(f"warning: {restored.warning}")
+        self.parallel.load(self.optimizer, payload["model"], payload["optimizer"])
+        self.scaler.load_state_dict(payload["scaler"])
+        self.progress = Progress(**payload["progress"])
+        self.screen.say(f"resuming {self.folder} at step {self.progress.step}")
+
+    def _checkpoint(self, *, best: bool) -> None:
+        model_state, optimizer_state = self.parallel.state(self.optimizer)
+        if not self.where.is_main:
+            return
+        payload = {
+            "model_config": self.config.model.model_dump(mode="json"), "model": model_state,
+            "optimizer": optimizer_state, "scaler": self.scaler.state_dict(), "progress": vars(self.progress),
+            "step": self.progress.step, "tokenizer": self.dataset.meta, "identity": self.identity,
+        }  # fmt: skip
+        save(self.folder, payload, best=best)
+
+    def _describe(self, **changes: Any) -> None:
+        if self.where.is_main:
+            p = self.progress
+            self.run_file.update(
+                step=p.step, tokens=p.tokens, best_loss=p.best_loss, best_step=p.best_step,
+                elapsed_s=round(p.elapsed_s, 3), **changes,
+            )  # fmt: skip
+
+    # -- one step ------------------------------------------------------------------------------------------------
+
+    def _batch(self, step: int):
+        t = self.config.train
+        return train_batch(
+            self.dataset.train, seed=t.seed, step=step, sequences=self.sequences,
+            block_size=self.config.model.block_size, rank=self.where.rank, world=self.where.size,
+        )  # fmt: skip
+
+    def _autocast(self):
+        dtype = getattr(torch, self.config.train.dtype)
+        return torch.autocast(self.where.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+    def _update(self, x: torch.Tensor, y: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimizer step on this process's sequences; returns (mean loss of all processes, gradient norm)."""
+        t = self.config.train
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        # Dropout depends on the step, not on what ran before it: nothing to save, nothing to restore.
+        torch.manual_seed((t.seed * 1_000_003 + self.progress.step) * 1009 + self.where.rank)
+        xs, ys = x.split(self.micro_size), y.split(self.micro_size)
+        total = torch.zeros((), device=self.where.device)
+        for i, (xi, yi) in enumerate(zip(xs, ys, strict=True)):
+            with self.parallel.accumulate(i < len(xs) - 1):
+                with self._autocast():
+                    _, loss = self.parallel.forward(xi, yi)
+                self.scaler.scale(loss / len(xs)).backward()
+            total += loss.detach() / len(xs)
+        self.scaler.unscale_(self.optimizer)
+        limit = t.grad_clip if t.grad_clip > 0 else math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return self.where.mean(total), norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Mean validation loss in nats over the fixed validation batches, each shared by the processes."""
+        t, w = self.config.train, self.where
+        self.model.eval()
+        total, count = torch.zeros((), dtype=torch.float64), 0
+        batches = eval_batches(
+            self.dataset.val, batches=t.eval_iters, batch_size=t.batch_size, block_size=self.config.model.block_size
+        )
+        for x, y in batches:
+            if len(x) % w.size == 0:
+                x, y = x.chunk(w.size)[w.rank], y.chunk(w.size)[w.rank]
+            with self._autocast():
+                _, loss = self.parallel.forward(x.to(w.device), y.to(w.device))
+            total += w.mean(loss).double().cpu()
+            count += 1
+        self.model.train()
+        return (total / count).item()
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def run(self) -> RunResult:
+        t, p = self.config.train, self.progress
+        resume_step = p.step if self.run_file.content["resumed_at"] is not None else None
+        metrics = Metrics(self.folder, resume_step) if self.where.is_main else None
+        board = Board(self.folder, t.tensorboard and self.where.is_main)
+        self._describe()
+        self.model.train()
+        status, reason = "finished", ""
+        try:
+            with Interrupt() as interrupt, Prefetcher(self._batch, p.step, self.where.device) as batches:
+                if resume_step is None:
+                    ended = self._close_step(None, None, t.learning_rate, 0.0, metrics, board)
+                    status, reason = ended or (status, reason)
+                while status == "finished" and p.step < t.max_iters:
+                    began = time.perf_counter()
+                    rate = learning_rate(t, p.step)
+                    loss, norm = self._update(*next(batches), rate)
+                    p.step += 1
+                    p.tokens += self.sequences * self.config.model.block_size
+                    seconds = time.perf_counter() - began
+                    p.elapsed_s += seconds
+                    status, reason = self._close_step(loss, norm, rate, seconds, metrics, board) or (status, reason)
+                    if status == "finished" and self._must_stop(interrupt.requested):
+                        status, reason = "interrupted", "asked to stop"
+                        self._checkpoint(best=False)
+        except BaseException as error:
+            self._describe(status="failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+            raise
+        finally:
+            self.screen.close()
+            board.close()
+            if metrics is not None:
+                metrics.close()
+        self._describe(status=status, reason=reason)
+        return RunResult(self.folder, status, p.step, p.best_loss, p.best_step, reason)
+
+    def _must_stop(self, requested: bool) -> bool:
+        """All processes agree, at the cost of one small exchange every few steps when there are several."""
+        if self.where.size > 1 and self.progress.step % self.config.train.log_interval:
+            return False
+        return self.where.largest(float(requested)) > 0
+
+    def _close_step(
+        self, loss: torch.Tensor | None, norm: torch.Tensor | None, rate: float, seconds: float,
+        metrics: Metrics | None, board: Board,
+    ) -> tuple[str, str] | None:  # fmt: skip
+        """Logs, evaluates and saves as due; (status, reason) when the run ends here."""
+        t, p = self.config.train, self.progress
+        last = p.step == t.max_iters
+        over_budget = self._over_budget()
+        evaluate = p.step % t.eval_interval == 0 or last or over_budget is not None
+        if not evaluate and p.step % t.log_interval:
+            return None
+        train_loss = loss.item() if loss is not None else None
+        if train_loss is not None and not train_loss <= self.diverged_above:
+            return self._diverged(f"training loss {train_loss:.4g} at step {p.step}")
+        val_loss = self.evaluate() if evaluate else None
+        if val_loss is not None and not val_loss <= self.diverged_above:
+            return self._diverged(f"validation loss {val_loss:.4g} at step {p.step}")
+        row = Row(
+            p.step, p.tokens, train_loss, val_loss, rate, norm.item() if norm is not None else None,
+            round(seconds, 6), round(p.elapsed_s, 3),
+        )  # fmt: skip
+        if metrics is not None:
+            metrics.write(row)
+            board.write(row)
+        speed = self.sequences * self.config.model.block_size / seconds if seconds else 0.0
+        self.screen.step(p.step, train_loss if train_loss is not None else val_loss or 0.0, val_loss, speed)
+        if val_loss is None:
+            return None
+        improved = p.best_loss is None or val_loss < p.best_loss
+        if improved:
+            p.best_loss, p.best_step, p.stale_evals = val_loss, p.step, 0
+        else:
+            p.stale_evals += 1
+        self._checkpoint(best=improved)
+        self._describe(last_val_loss=val_loss, last_train_loss=train_loss)
+        if over_budget is not None:
+            return "stopped", over_budget
+        if t.patience and p.stale_evals >= t.patience and not last:
+            return "stopped", f"no better loss in {t.patience} evaluations"
+        return None
+
+    def _over_budget(self) -> str | None:
+        t, p = self.config.train, self.progress
+        if t.max_tokens is not None and p.tokens >= t.max_tokens:
+            return f"{p.tokens:,} tokens reach max_tokens"
+        if t.max_seconds is not None and self.where.largest(p.elapsed_s) >= t.max_seconds:
+            return f"{p.elapsed_s:.0f} s reach max_seconds"
+        return None
+
+    def _diverged(self, what: str) -> tuple[str, str]:
+        limit = f"limit {self.diverged_above:.3g} = diverge_factor x ln(vocabulary)"
+        return "diverged", f"{what} ({limit}); the last good checkpoint is kept, try a smaller learning_rate"
+
