@@ -1,7 +1,9 @@
 """How a run begins: which folder, fresh or resumed, and whether that is allowed."""
 
+import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,21 +15,23 @@ from .errors import UserError
 from .yamlfile import dump
 
 
-class FolderLock:
-    """Keeps a second process from writing into the same run folder; released when the process ends, however it ends."""
-
-    def __init__(self, folder: Path, wanted: bool):
-        self._file = open(folder / ".lock", "w") if wanted else None
-        if self._file is not None:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                self._file.close()
-                raise UserError(f"{folder} is being trained by another process; wait for it or choose another --out_dir")
-
-    def release(self) -> None:
-        if self._file is not None:
-            self._file.close()
+@contextlib.contextmanager
+def open_folder(folder: Path, where: World) -> Iterator[None]:
+    """Creates the run folder and keeps a second process from writing into it, until this one leaves or dies."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")
+    except OSError as error:
+        raise UserError(f"cannot write the run folder {folder}: {error.strerror}; choose another --out_dir") from error
+    with lock:
+        try:
+            if where.is_main:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"{folder} is being trained by another process; wait for it or choose another --out_dir"
+            ) from error
+        yield
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,6 @@ class Start:
     """What a run begins with: its final configuration, and a checkpoint or weights if there are any."""
 
     config: Config
-    lock: FolderLock
     restored: Restored | None = None
     weights: dict[str, Any] | None = None
     messages: list[str] = field(default_factory=list)
@@ -47,12 +50,7 @@ def default_folder(config: Config, name: str, run_identity: str) -> Path:
 
 
 def begin(config: Config, folder: Path, run_identity: str, where: World) -> Start:
-    """Prepares the folder and decides between a fresh start and a resume. UserError where neither is right."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FolderLock(folder, where.is_main)
-    except OSError as error:
-        raise UserError(f"cannot write the run folder {folder}: {error.strerror}; choose another --out_dir") from error
+    """Decides between a fresh start and a resume, inside `open_folder`. UserError where neither is right."""
     restored = read_newest(folder)
     mode = config.train.init_from
     if restored is None and mode == "resume":
@@ -75,7 +73,7 @@ def begin(config: Config, folder: Path, run_identity: str, where: World) -> Star
     if where.is_main:
         text = f"# identity {run_identity}\n{dump(config.model_dump(mode='json'))}"
         write_atomically(folder / "config.yaml", lambda file: file.write(text.encode()))
-    return Start(config, lock, restored, weights, messages)
+    return Start(config, restored, weights, messages)
 
 
 def _check_same_architecture(folder: Path, restored: Restored, config: Config) -> None:

@@ -21,7 +21,7 @@ from .errors import UserError
 from .interrupt import Interrupt
 from .model import GPT
 from .optim import learning_rate, make_optimizer
-from .runfolder import Start, begin, default_folder
+from .runfolder import Start, begin, default_folder, open_folder
 from .runlog import Board, Metrics, Row, RunFile, Screen
 
 
@@ -62,11 +62,9 @@ def train(config: Config, *, name: str = "run", quiet: bool = False) -> RunResul
     with world(config.train.device) as where:
         dataset = open_dataset(find_dataset(config.data.dataset))
         folder = default_folder(config, name, run_identity)
-        start = begin(config.with_vocab(dataset.vocab_size), folder, run_identity, where)
-        try:
+        with open_folder(folder, where):
+            start = begin(config.with_vocab(dataset.vocab_size), folder, run_identity, where)
             return _Run(start, dataset, folder, run_identity, name, where, quiet).run()
-        finally:
-            start.lock.release()
 
 
 class _Run:

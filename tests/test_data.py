@@ -105,7 +105,6 @@ def test_second_lock_refuses_names_by_itself():
         b"not a pickle at all",
         pickle.dumps({"vocab_size": 3})[:-4],
         b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x00",  # BINBYTES8 of 2**56 bytes
-        b"\x80\x04}r\xff\xff\xff\x7f.",  # memo index 2**31: 32 GB in the C unpickler
         b"\x80\x04}]K\x01s.",  # a list as key
         pickle.dumps([1, 2]),
         b"PK\x03\x04" + bytes(50),
@@ -116,6 +115,11 @@ def test_damaged_or_foreign_meta(folder, data):
     with pytest.raises(DataError, match="gptcore data build") as caught:
         open_dataset(folder)
     assert len(str(caught.value).splitlines()) < 6
+
+
+def test_memo_index_that_would_allocate_is_refused():
+    with pytest.raises(pickle.UnpicklingError, match="memo index"):
+        data_files.loads_plain(b"\x80\x04}r\xff\xff\xff\x7f.")  # 2**31: 32 GB in the C unpickler
 
 
 def test_exponential_keys_are_refused_at_once():
@@ -299,9 +303,7 @@ def test_targets_are_the_inputs_one_later():
 @pytest.mark.parametrize("world", [2, 3, 6])
 def test_processes_share_one_global_batch(world):
     whole = train_batch(TOKENS, seed=3, step=5, sequences=12, block_size=8)
-    parts = [
-        train_batch(TOKENS, seed=3, step=5, sequences=12, block_size=8, rank=r, world=world) for r in range(world)
-    ]
+    parts = [train_batch(TOKENS, seed=3, step=5, sequences=12, block_size=8, rank=r, world=world) for r in range(world)]
     for whole_half, halves in zip(whole, zip(*parts, strict=True), strict=True):
         assert torch.equal(torch.cat(halves), whole_half)
 

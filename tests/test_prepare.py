@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gptcore import cli
 from gptcore import prepare as prepare_module
-from gptcore.commands import data as data_command
 from gptcore.data import open_dataset
 from gptcore.errors import DataError, UserError
 from gptcore.prepare import ensure_prepared, prepare
@@ -238,6 +238,16 @@ def test_killed_at_any_point_leaves_the_old_set_or_the_new(tmp_path, old):
     assert {OLD, NEW} == set(seen)
 
 
+def test_forced_preparation_after_a_cut_off_change(tmp_path):
+    out = tmp_path / "out"
+    prepare(write(tmp_path / "old.txt", OLD), out, "char")
+    prepare(tmp_path / "old.txt", tmp_path / "other", "byte")
+    (tmp_path / "other").rename(out / ".pending")
+    prepare(write(tmp_path / "new.txt", NEW), out, "char", force=True)
+    assert text_of(out) == NEW
+    assert sorted(p.name for p in out.iterdir()) == ["meta.pkl", "train.bin", "val.bin"]
+
+
 # get_dataset.sh and the command
 
 
@@ -252,7 +262,7 @@ def test_script_runs_once_and_with_this_interpreter(tmp_path, monkeypatch, capfd
     monkeypatch.chdir(tmp_path)
     script = (
         "set -eu\necho running >> log\nyes 'some text' | head -30 > input.txt\n"
-        '"$PYTHON" -m gptcore.commands.data build input.txt --out . ${FORCE:+--force}\n'
+        '"$PYTHON" -m gptcore data build input.txt --out . ${FORCE:+--force}\n'
     )
     folder = dataset_with_script(tmp_path, script)
     assert ensure_prepared("mine").resolve() == folder
@@ -261,12 +271,12 @@ def test_script_runs_once_and_with_this_interpreter(tmp_path, monkeypatch, capfd
     assert "training" in out
     ensure_prepared("mine")
     assert (folder / "log").read_text() == "running\n"
-    assert data_command.main(["prepare", "mine"]) == 0
+    assert cli.main(["data", "prepare", "mine"]) == 0
     assert "already prepared" in capfd.readouterr().out
-    assert data_command.main(["prepare", "mine", "--force"]) == 0
+    assert cli.main(["data", "prepare", "mine", "--force"]) == 0
     assert "already" not in capfd.readouterr().out
-    assert data_command.main(["check", "mine", "--tokenizer", "byte"]) == 1
-    assert data_command.main(["check", "mine", "--tokenizer", "char"]) == 0
+    assert cli.main(["data", "check", "mine", "--tokenizer", "byte"]) == 1
+    assert cli.main(["data", "check", "mine", "--tokenizer", "char"]) == 0
 
 
 def test_failing_script(tmp_path, monkeypatch, capfd):
@@ -274,7 +284,7 @@ def test_failing_script(tmp_path, monkeypatch, capfd):
     dataset_with_script(tmp_path, "echo no network >&2\nexit 7\n")
     with pytest.raises(DataError, match="exit code 7"):
         ensure_prepared("mine")
-    assert data_command.main(["prepare", "mine"]) == 1
+    assert cli.main(["data", "prepare", "mine"]) == 1
     assert "no network" in capfd.readouterr().err
 
 
@@ -284,7 +294,7 @@ def test_list_shows_every_state(tmp_path, monkeypatch, capsys):
     prepare(write(tmp_path / "t.txt", OLD), tmp_path / "data/ready", "char")
     prepare(tmp_path / "t.txt", tmp_path / "data/broken", "char")
     (tmp_path / "data/broken/meta.pkl").write_bytes(b"junk")
-    assert data_command.main(["list"]) == 0
+    assert cli.main(["data", "list"]) == 0
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
     assert rows["mine"] == ["no", "-", "-", "-"]
     assert rows["ready"] == ["yes", "char", str(len(set(OLD))), str(len(OLD))]
@@ -294,7 +304,7 @@ def test_list_shows_every_state(tmp_path, monkeypatch, capsys):
 
 def test_usage_error_has_exit_code_2(tmp_path, capsys):
     source = write(tmp_path / "t.txt", OLD)
-    assert data_command.main(["build", str(source), "--out", str(tmp_path / "o"), "--tokenizer", "chr"]) == 2
+    assert cli.main(["data", "build", str(source), "--out", str(tmp_path / "o"), "--tokenizer", "chr"]) == 2
     assert "Did you mean 'char'" in capsys.readouterr().err
 
 

