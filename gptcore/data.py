@@ -7,6 +7,7 @@ same global batch. Legend: B sequences in a batch, T block_size.
 import itertools
 import queue
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from gptcore import tokenizer
-from gptcore.data_files import (
+from . import tokenizer
+from .data_files import (
     DTYPES,
     META,
     SPLITS,
     advice,
-    checksum,
+    chunks,
     dataset_names,
     find_dataset,
     finish_pending,
@@ -29,7 +30,7 @@ from gptcore.data_files import (
     read_meta,
     recorded,
 )
-from gptcore.errors import DataError
+from .errors import DataError
 
 __all__ = [
     "Dataset",
@@ -81,20 +82,21 @@ class Dataset:
                     f"Use a smaller block_size, or prepare the data set from a longer text."
                 )
             crc = 0
-            for start, chunk, crc in checksum(tokens):
+            for start, chunk in chunks(tokens):
+                crc = zlib.crc32(chunk.data, crc)
                 if chunk.max() >= vocab_size:
                     at = int(np.argmax(chunk >= vocab_size))
                     raise DataError(
                         f"{path} holds the token id {chunk[at]} at position {start + at}, but the vocabulary has "
                         f"{vocab_size} tokens (ids 0..{vocab_size - 1}).\n"
-                        f"Either the model's vocab_size is not the data set's ({self.vocab_size}), or the file is not a "
+                        f"Either the model's vocab_size is not the data set's ({self.vocab_size}), or the file is no "
                         f"token file of this data set.\n{advice(self.folder)}"
                     )
             entry = recorded(self.meta or {}, split)
-            if entry is not None and entry.get("crc32") != crc:
+            if entry is not None and entry["crc32"] != crc:
                 raise DataError(
                     f"{path} is not the file that {META} beside it was written for (CRC-32 {crc}, recorded "
-                    f"{entry.get('crc32')}): damaged, or copied from another preparation.\n{advice(self.folder)}"
+                    f"{entry['crc32']}): damaged, or copied from another preparation.\n{advice(self.folder)}"
                 )
 
 
@@ -128,10 +130,10 @@ def _open_split(folder: Path, split: str, dtype: np.dtype, meta: dict[str, Any])
     entry = recorded(meta, split)
     if size == 0:
         raise DataError(f"{path} is empty.\n{advice(folder)}")
-    if entry is not None and size != entry.get("bytes"):
+    if entry is not None and size != entry["bytes"]:
         raise DataError(
-            f"{path} has {size} bytes, but {META} was written for one of {entry.get('bytes')}: truncated, or from another "
-            f"preparation.\n{advice(folder)}"
+            f"{path} has {size} bytes, but {META} was written for one of {entry['bytes']}: truncated, or from "
+            f"another preparation.\n{advice(folder)}"
         )
     if size % dtype.itemsize:
         raise DataError(

@@ -16,19 +16,18 @@ import os
 import pickle
 import pickletools
 import shutil
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gptcore.errors import DataError, UserError
+from .errors import DataError, UserError
 
 SPLITS = ("train", "val")
 META = "meta.pkl"
 FILES = ("train.bin", "val.bin", META)
-DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 STAGING = ".staging"
 PENDING = ".pending"
 PROJECT_DATA = Path(__file__).resolve().parents[1] / "data"
@@ -60,7 +59,8 @@ def loads_plain(data: bytes) -> Any:
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name not in _PLAIN_OPCODES:
                 raise pickle.UnpicklingError(f"it holds more than plain values (instruction {opcode.name})")
-            if opcode.name in _MEMO_STORES and argument > len(data):  # the C unpickler would allocate that many slots
+            if opcode.name in _MEMO_STORES and int(argument or 0) > len(data):
+                # the C unpickler would allocate that many slots
                 raise pickle.UnpicklingError("a memo index is out of range")
         return _NothingImported(io.BytesIO(data)).load()
     except pickle.UnpicklingError:
@@ -135,7 +135,7 @@ def commit_staging(folder: Path) -> None:
 
 
 def finish_pending(folder: Path) -> None:
-    """Finish a change of the set that was cut off. Does nothing in the usual case; safe for several processes at once."""
+    """Finish a change of the set that was cut off; usually there is none. Safe for several processes at once."""
     pending = folder / PENDING
     if not pending.is_dir():
         return
@@ -154,21 +154,20 @@ def finish_pending(folder: Path) -> None:
         ) from error
 
 
-def checksum(tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray, int]]:
-    """Walk over a token file: (position of the chunk, chunk, CRC-32 of everything up to the chunk's end)."""
-    crc = 0
+def chunks(tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Walk over a token file in constant memory: (position of the chunk, chunk)."""
     step = CHUNK_BYTES // tokens.itemsize
     for start in range(0, len(tokens), step):
-        chunk = np.asarray(tokens[start : start + step])
-        crc = zlib.crc32(chunk, crc)
-        yield start, chunk, crc
+        yield start, np.asarray(tokens[start : start + step])
 
 
-def recorded(meta: Mapping[str, Any], split: str) -> dict[str, Any] | None:
+def recorded(meta: Mapping[str, Any], split: str) -> dict[str, int] | None:
     """What our meta.pkl says of a split's file: bytes, tokens, crc32. None for nanoGPT's, which says nothing."""
     files = meta.get("files")
     entry = files.get(f"{split}.bin") if isinstance(files, dict) else None
-    return entry if isinstance(entry, dict) else None
+    if not isinstance(entry, dict) or not all(type(entry.get(key)) is int for key in ("bytes", "tokens", "crc32")):
+        return None
+    return entry
 
 
 def find_dataset(name: Path | str) -> Path:

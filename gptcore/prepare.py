@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from gptcore import tokenizer
-from gptcore.data_files import (
+from . import tokenizer
+from .data_files import (
     DTYPES,
     META,
     SPLITS,
@@ -36,7 +36,7 @@ from gptcore.data_files import (
     recorded,
     write_synced,
 )
-from gptcore.errors import DataError, UserError
+from .errors import DataError, UserError
 
 READ_BYTES = 2**20
 MIN_SPLIT_TOKENS = 2  # one input and its target
@@ -75,9 +75,9 @@ def prepare(
 ) -> Prepared:
     """Encode text files, concatenated in the given order, into the data folder `out_dir`.
 
-    The first int((1 - val_fraction) * characters) characters become train.bin, the rest val.bin, each encoded by itself,
-    as in nanoGPT; "\\r\\n" reads as "\\n" and a byte order mark is dropped. Token ids are uint16, or uint32 where the
-    vocabulary has more than 65536. meta.pkl holds the tokenizer, and the sizes and checksums of all files.
+    The first int((1 - val_fraction) * characters) characters become train.bin, the rest val.bin, each encoded by
+    itself, as in nanoGPT; "\\r\\n" reads as "\\n" and a byte order mark is dropped. Token ids are uint16, or uint32
+    where the vocabulary has more than 65536. meta.pkl holds the tokenizer, and the sizes and checksums of all files.
 
     The folder changes in one step at the very end: whatever fails or is killed before leaves it as it was. Where it is
     already up to date (same text, tokenizer and split; files complete) nothing is written unless `force`.
@@ -162,7 +162,7 @@ def _write(folder: Path, source: _Source, tok: tokenizer.Tokenizer, wanted: dict
         pieces = _read(source.paths, digest)
         n_train = int((1 - wanted["val_fraction"]) * source.characters)
         head, tail = _split(pieces, n_train)
-        dtype = DTYPES[wanted["dtype"]]
+        dtype: np.dtype = DTYPES[wanted["dtype"]]
         files = {}
         for split, part in zip(SPLITS, (head, tail), strict=True):
             files[f"{split}.bin"] = _write_tokens(staging / f"{split}.bin", tok.encode_stream(part), dtype)
@@ -171,8 +171,8 @@ def _write(folder: Path, source: _Source, tok: tokenizer.Tokenizer, wanted: dict
         for name, entry in files.items():
             if entry["tokens"] < MIN_SPLIT_TOKENS:
                 raise DataError(
-                    f"the text is too short: {source.characters} characters give {entry['tokens']} tokens in {name}, and "
-                    f"{MIN_SPLIT_TOKENS} are the minimum.\nUse a longer text or another val_fraction."
+                    f"the text is too short: {source.characters} characters give {entry['tokens']} tokens in {name}, "
+                    f"and {MIN_SPLIT_TOKENS} are the minimum.\nUse a longer text or another val_fraction."
                 )
         meta = wanted | {"files": files}
         write_synced(staging / META, pickle.dumps(meta, protocol=4))
@@ -229,13 +229,13 @@ def is_complete(folder: Path, meta: dict[str, Any]) -> bool:
     """Whether both token files have the size and the CRC-32 that our `meta` records."""
     for split in SPLITS:
         entry, path = recorded(meta, split), folder / f"{split}.bin"
-        if entry is None or not path.is_file() or path.stat().st_size != entry.get("bytes"):
+        if entry is None or not path.is_file() or path.stat().st_size != entry["bytes"]:
             return False
         crc = 0
         with open(path, "rb") as file:
             while data := file.read(READ_BYTES):
                 crc = zlib.crc32(data, crc)
-        if crc != entry.get("crc32"):
+        if crc != entry["crc32"]:
             return False
     return True
 
@@ -258,7 +258,8 @@ def run_script(folder: Path, *, force: bool = False) -> None:
     script = folder / "get_dataset.sh"
     if not script.is_file():
         raise UserError(
-            f"{folder} has no get_dataset.sh.\nPrepare it with: gptcore data build TEXT_FILE --out {folder} --tokenizer char"
+            f"{folder} has no get_dataset.sh.\n"
+            f"Prepare it with: gptcore data build TEXT_FILE --out {folder} --tokenizer char"
         )
     search_path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": search_path, "FORCE": "1" if force else ""}

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from gptcore.errors import DataError, UserError
+from .errors import DataError, UserError
 
 SPECIFICATIONS = "char, byte, tiktoken:ENCODING (gpt2, r50k_base, cl100k_base, o200k_base), custom:VOCABULARY_FILE"
 MAX_SHOWN = 10  # characters listed in an error message
@@ -116,7 +116,7 @@ class TiktokenTokenizer(Tokenizer):
     """A byte-pair encoding of the tiktoken package (gpt2 is the one of GPT-2 and of nanoGPT)."""
 
     def __init__(self, encoding: str) -> None:
-        from gptcore.tokenizer_files import get_encoding
+        from .tokenizer_files import get_encoding
 
         self.name = f"tiktoken:{encoding}"
         self._encoding = get_encoding(encoding)

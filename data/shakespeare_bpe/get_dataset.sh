@@ -10,9 +10,9 @@ export PYTHONPATH="$(cd ../.. && pwd)${PYTHONPATH:+:$PYTHONPATH}"
 CORPUS_SHA256=6462cdce1d74411bc872e705172d5787fc81284e286d618d44d2b74654e61078
 
 if [ -z "${FORCE:-}" ] && [ -f meta.pkl ] &&
-    "$PYTHON" -m gptcore.commands.data check "$PWD" --tokenizer tiktoken:gpt2 --source_sha256 "$CORPUS_SHA256"; then
+    "$PYTHON" -m gptcore data check "$PWD" --tokenizer tiktoken:gpt2 --source_sha256 "$CORPUS_SHA256"; then
     exit 0
 fi
 # The corpus is shakespeare_char's: made there once, used by both.
 "$PYTHON" ../shakespeare_char/make_corpus.py ../shakespeare_char/input.txt
-"$PYTHON" -m gptcore.commands.data build ../shakespeare_char/input.txt --out . --tokenizer tiktoken:gpt2 ${FORCE:+--force}
+"$PYTHON" -m gptcore data build ../shakespeare_char/input.txt --out . --tokenizer tiktoken:gpt2 ${FORCE:+--force}

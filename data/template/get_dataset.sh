@@ -14,4 +14,4 @@ if [ ! -f input.txt ]; then
     echo "error: $PWD/input.txt is missing. Put your UTF-8 text there and run this again." >&2
     exit 1
 fi
-"$PYTHON" -m gptcore.commands.data build input.txt --out . --tokenizer "$TOKENIZER" ${FORCE:+--force}
+"$PYTHON" -m gptcore data build input.txt --out . --tokenizer "$TOKENIZER" ${FORCE:+--force}

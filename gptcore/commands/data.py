@@ -1,13 +1,12 @@
 """`gptcore data`: prepare, build, check and list data sets."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from gptcore.data_files import META, dataset_names, find_dataset, finish_pending, read_meta, recorded
-from gptcore.errors import DataError, RunError, UserError
-from gptcore.prepare import prepare, run_script
-from gptcore.tokenizer import SPECIFICATIONS
+from ..data_files import META, dataset_names, find_dataset, finish_pending, read_meta, recorded
+from ..errors import DataError
+from ..prepare import prepare, run_script
+from ..tokenizer import SPECIFICATIONS
 
 HELP = "prepare, build, check and list data sets"
 
@@ -30,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action = actions.add_parser("check", help="read every token of a prepared data set and verify it")
     action.add_argument("name", metavar="NAME", help="a folder under data/, or a path")
     action.add_argument("--tokenizer", metavar="SPEC", help="require this tokenizer")
-    action.add_argument("--source_sha256", metavar="HEX", help="require that it was made from the text with this SHA-256")
+    action.add_argument("--source_sha256", metavar="HEX", help="require that its text has this SHA-256")
 
     actions.add_parser("list", help="table of the data sets")
 
@@ -59,15 +58,16 @@ def _build(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from gptcore.data import open_dataset  # imports torch: 1.5 s that the other sub-commands do not need
+    from ..data import open_dataset  # imports torch: 1.5 s that the other sub-commands do not need
 
     dataset = open_dataset(find_dataset(args.name))
     dataset.check(vocab_size=dataset.vocab_size, block_size=1)
     meta = dataset.meta or {}
-    source = meta.get("source") if isinstance(meta.get("source"), dict) else {}
+    source = meta.get("source")
+    made_from = source.get("sha256") if isinstance(source, dict) else None
     for what, wanted, present in (
         ("tokenizer", args.tokenizer, meta.get("tokenizer")),
-        ("text SHA-256", args.source_sha256, source.get("sha256")),
+        ("text SHA-256", args.source_sha256, made_from),
     ):
         if wanted is not None and wanted != present:
             raise DataError(f"{dataset.folder}: the {what} is {present}, not {wanted}. Prepare it again.")
@@ -81,7 +81,9 @@ def table() -> str:
     """All data sets as text: name, whether prepared, tokenizer, vocabulary, tokens."""
     rows = [("name", "prepared", "tokenizer", "vocab", "tokens"), *map(_row, dataset_names())]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def _row(name: str) -> tuple[str, str, str, str, str]:
@@ -95,21 +97,6 @@ def _row(name: str) -> tuple[str, str, str, str, str]:
         meta = read_meta(folder / META)
     except DataError:
         return name, "damaged", "-", "-", "-"
-    entries = [recorded(meta, split) for split in ("train", "val")]
-    tokens = f"{sum(e['tokens'] for e in entries):,}" if all(entries) else "-"
+    entries = [entry for split in ("train", "val") if (entry := recorded(meta, split))]
+    tokens = f"{sum(entry['tokens'] for entry in entries):,}" if len(entries) == 2 else "-"
     return name, "yes", str(meta.get("tokenizer", "char")), str(meta.get("vocab_size")), tokens
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """`python -m gptcore.commands.data ...`: what get_dataset.sh calls, so that it needs no installed program."""
-    parser = argparse.ArgumentParser(prog="gptcore data", description=HELP)
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args(arguments))
-    except (UserError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-
-
-if __name__ == "__main__":
-    sys.exit(main())
