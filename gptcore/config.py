@@ -194,7 +194,10 @@ def canonical(config: Strict) -> dict[str, Any]:
         extra = info.json_schema_extra or {}
         if (isinstance(extra, dict) and extra.get("cosmetic")) or name == "layers":
             continue
-        if name == "kind" or value != info.get_default(call_default_factory=True):  # type: ignore[call-arg]
+        if isinstance(value, Strict) and not isinstance(value, KindConfig):
+            if section := canonical(value):
+                fields[name] = section
+        elif name == "kind" or value != info.get_default(call_default_factory=True):  # type: ignore[call-arg]
             fields[name] = canonical(value) if isinstance(value, Strict) else value
     if isinstance(config, GPTConfig):
         layers = [canonical(layer) for layer in config.layer_configs()]

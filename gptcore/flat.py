@@ -95,6 +95,7 @@ def place(pairs: Iterable[tuple[tuple[Key, ...], Any]], below: dict, problems: l
     """Puts values of one source into a nested tree. `below` is what the source will be merged onto."""
     tree: dict = {}
     later: list[tuple[Key, Any]] = []
+    chosen: dict[str, Key] = {}
     for path, value in pairs:
         key = path[0]
         if len(path) > 1 or key in SECTIONS:
@@ -103,7 +104,7 @@ def place(pairs: Iterable[tuple[tuple[Key, ...], Any]], below: dict, problems: l
             later.append((key, value))
     for key, value in sorted(later, key=lambda item: item[0] not in _kind_aliases()):  # kinds before their knobs
         if key in switches():
-            _switch(tree, below, key, value, problems)
+            _switch(tree, below, key, value, chosen, problems)
         elif key in flat_names():
             target = _choose(flat_names()[key].paths, tree, below)
             _set(tree, tuple(Key(part, key.mark) for part in target), value, problems)
@@ -183,7 +184,8 @@ def _choose(paths: tuple[tuple[str, ...], ...], tree: dict, below: dict) -> tupl
     return paths[0]
 
 
-def _switch(tree: dict, below: dict, key: Key, value: Any, problems: list[str]) -> None:
+def _switch(tree: dict, below: dict, key: Key, value: Any, chosen: dict[str, Key], problems: list[str]) -> None:
+    """True chooses the kind. False only leaves the kind it stands for; another kind chosen elsewhere stays."""
     slot, on, off = switches()[key]
     path = next(p for p in _slot_paths() if p[-1] == slot)
     default = slot_of(Config.model_fields["model"].annotation.model_fields[slot]).default  # type: ignore
@@ -191,9 +193,10 @@ def _switch(tree: dict, below: dict, key: Key, value: Any, problems: list[str]) 
     if not isinstance(value, bool):
         problems.append(f"{key.mark}: {key} must be true or false, not {value!r}")
         return
-    # True chooses the kind. False only leaves the kind it stands for; another kind chosen elsewhere stays.
     if value and on:
-        kind = on
+        if slot in chosen:
+            problems.append(f"{key.mark}: {key} and {chosen[slot]} contradict each other: the {slot} has one kind")
+        kind, chosen[slot] = on, key
     elif not value and off and current == (on or default):
         kind = off
     elif not value and not off and current == on:

@@ -215,7 +215,7 @@ def _remove(raw: Any, path: tuple) -> None:
 def from_dict(values: dict) -> Config:
     """A `Config` from a nested or flat mapping, with the same checks as a file."""
     problems: list[str] = []
-    pairs = [((key,), value) for key, value in values.items()]
+    pairs = [((Key(key, "given"),), value) for key, value in values.items()]
     return _validate(merge({}, place(pairs, {}, problems), Config), problems)
 
 

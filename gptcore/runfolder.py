@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,14 +25,20 @@ def open_folder(folder: Path, where: World) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write the run folder {folder}: {error.strerror}; choose another --out_dir") from error
     with lock:
-        try:
-            if where.is_main:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"{folder} is being trained by another process; wait for it or choose another --out_dir"
-            ) from error
+        if where.is_main and not _take(lock):
+            raise UserError(f"{folder} is being trained by another process; wait for it or choose another --out_dir")
         yield
+
+
+def _take(lock) -> bool:
+    """Tries for a moment: `gptcore inspect` holds the lock for microseconds to see whether a trainer lives."""
+    for _ in range(5):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            time.sleep(0.02)
+    return False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,85 @@
+"""Tables of runs: what is below a folder, how far it came, and in what the runs differ."""
+
+import fcntl
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import config_of, read_run
+from ..config import flatten
+from ..errors import CheckpointError, UserError
+
+FILES_OF_A_RUN = ("run.json", "config.yaml", "last.pt")
+IGNORED = ("train.out_dir", "train.init_from")
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run. `settings` is its flattened configuration; `note` says why something is missing."""
+
+    folder: Path
+    status: str
+    best_loss: float | None = None
+    best_step: int | None = None
+    step: int | None = None
+    parameters: int | None = None
+    identity: str = ""
+    note: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def find_runs(root: Path) -> list[RunRow]:
+    """Every run in `root` or below it. UserError when there is no such folder."""
+    if not root.is_dir():
+        raise UserError(f"no folder {root}; runs are made by `gptcore train`")
+    folders = {path.parent for name in FILES_OF_A_RUN for path in root.rglob(name)}
+    return [_read(folder) for folder in sorted(folders)]
+
+
+def _read(folder: Path) -> RunRow:
+    try:
+        content = read_run(folder)
+    except CheckpointError as error:
+        return RunRow(folder, "unreadable", note=str(error))
+    status, note = content["status"], content.get("reason") or ""
+    if status == "running" and not _is_locked(folder):
+        status, note = "killed", "the same command resumes it"
+    try:
+        settings = flatten(config_of(folder))
+    except UserError as error:
+        settings, note = {}, note or f"config.yaml: {error}"
+    return RunRow(
+        folder, status, content.get("best_loss"), content.get("best_step"), content.get("step"),
+        content.get("parameters"), content.get("identity", ""), note,
+        {key: value for key, value in settings.items() if key not in IGNORED},
+    )  # fmt: skip
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether a trainer holds the run folder; a dead one holds nothing."""
+    try:
+        with open(folder / ".lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def differing_settings(runs: Iterable[RunRow]) -> list[str]:
+    """Dotted settings whose values are not the same in all readable runs, kinds first."""
+    readable = [run.settings for run in runs if run.settings]
+    names = {name for settings in readable for name in settings}
+    differing = [n for n in names if len({str(settings.get(n)) for settings in readable}) > 1]
+    return sorted(differing, key=lambda name: (not name.endswith(".kind"), name))
+
+
+SORT_KEYS = {
+    "loss": lambda run: (run.best_loss is None, run.best_loss or 0.0),
+    "parameters": lambda run: (run.parameters is None, run.parameters or 0),
+    "step": lambda run: (run.step is None, -(run.step or 0)),
+    "name": lambda run: str(run.folder),
+    "status": lambda run: run.status,
+}
