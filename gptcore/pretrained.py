@@ -80,7 +80,7 @@ def _locate(name: str) -> Path:
 def _from_hub(name: str) -> Path:
     """The folder of a hub model in the local cache, downloaded when it is not there."""
     try:
-        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     except ImportError:
         raise UserError(
             f"{name} comes from the Hugging Face hub, which needs a package: pip install 'gptcore[hf]'.\n"
@@ -91,8 +91,10 @@ def _from_hub(name: str) -> Path:
         found = [try_to_load_from_cache(repo, file) for file in files]
         if all(isinstance(path, str) for path in found):
             return Path(str(found[0])).parent
+    repo = f"openai-community/{name}"
     try:
-        return [Path(hf_hub_download(f"openai-community/{name}", file)).parent for file in files][-1]
+        get_hf_file_metadata(hf_hub_url(repo, CONFIG))  # one request: the download would retry for half a minute
+        return [Path(hf_hub_download(repo, file)).parent for file in files][-1]
     except Exception as error:  # whatever the hub's HTTP library raises: there is no common base class
         reason = str(error).strip().splitlines() or [""]
         raise RunError(
@@ -126,13 +128,11 @@ def _read_config(path: Path) -> GPTConfig:
             raise CheckpointError(f"{path}: {name} = {hf[name]!r} is not supported, only {fine}")
     if "quantization_config" in hf:
         raise CheckpointError(f"{path}: quantised weights cannot be imported; use the original ones")
-    activation = hf.get("activation_function", "gelu_new")
+    activation = str(hf.get("activation_function", "gelu_new"))
     if activation not in ACTIVATIONS:
         raise CheckpointError(
             f"{path}: activation_function {activation!r} is not supported (known: {', '.join(ACTIVATIONS)})"
         )
-    n_inner = hf.get("n_inner")
-    hidden = {} if n_inner is None or n_inner == 4 * hf["n_embd"] else {"hidden_size": n_inner}
     try:
         config = GPTConfig.model_validate(
             {
@@ -143,7 +143,7 @@ def _read_config(path: Path) -> GPTConfig:
                 "bias": True,
                 "tie_embeddings": hf.get("tie_word_embeddings", True),
                 "attention": {"kind": "causal", "n_head": hf["n_head"]},
-                "mlp": {"kind": "mlp", "activation": ACTIVATIONS[activation], **hidden},
+                "mlp": {"kind": "mlp", "hidden_size": hf.get("n_inner"), "activation": ACTIVATIONS[activation]},
                 "norm": {"kind": "layernorm", "eps": hf.get("layer_norm_epsilon", 1e-5)},
                 "position": {"kind": "learned"},
             }
@@ -189,10 +189,10 @@ def _weight_files(folder: Path) -> Iterator[Path]:
         pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
         if not pickles:
             raise CheckpointError(f"{folder} has no {WEIGHTS}")
+        convert = f"from transformers import GPT2LMHeadModel as M; M.from_pretrained('{folder}').save_pretrained('NEW')"
         raise CheckpointError(
             f"{folder} has no {WEIGHTS}, only {', '.join(pickles)}: a pickle, which can run any code when it is read "
-            f"and so is not opened here.\nIf you trust it, convert it: python -c \"from transformers import "
-            f"GPT2LMHeadModel as M; M.from_pretrained('{folder}').save_pretrained('NEW_FOLDER')\""
+            f'and so is not opened here.\nIf you trust it, convert it: python -c "{convert}"'
         )
 
 
@@ -243,8 +243,8 @@ def _convert(tensors: dict[str, Tensor], config: GPTConfig, folder: Path) -> dic
     if config.tie_embeddings and table is not None:
         if not torch.equal(weights.setdefault("lm_head.weight", table), table):
             problems.append(
-                f"lm_head.weight differs from wte.weight although tie_word_embeddings is true: set it to false in {CONFIG} "
-                "if the head is meant, or remove the head"
+                "lm_head.weight differs from wte.weight although tie_word_embeddings is true: "
+                f"set it to false in {CONFIG} if the head is meant, or remove the head"
             )
     missing = [source for source, target in targets.items() if target.name not in weights]
     problems += [f"{what}: {_listed(names)}" for what, names in (("missing", missing), ("unknown", unknown)) if names]

@@ -80,7 +80,7 @@ class Screen:
 
     def __init__(self, total: int, start: int, quiet: bool):
         self.quiet, self.total, self._bar = quiet, total, None
-        self._last_line = float("-inf")
+        self._last_line, self._last_tokens = float("-inf"), None
         if not quiet and sys.stderr.isatty():
             from rich import progress
             from rich.console import Console
@@ -93,14 +93,19 @@ class Screen:
             self._task = self._bar.add_task("training", total=total, completed=start, status="")
             self._bar.start()
 
-    def step(self, step: int, loss: float, val_loss: float | None, tokens_per_s: float) -> None:
-        if self.quiet:
+    def step(self, step: int, tokens: int, loss: float, val_loss: float | None) -> None:
+        """`tokens` since the start of the run; the speed shown is that since the last line."""
+        now = time.monotonic()
+        plain_is_due = now - self._last_line >= self.PLAIN_INTERVAL_S or step == self.total
+        if self.quiet or (self._bar is None and not plain_is_due):
             return
-        status = f"loss {loss:.3f}" + (f"  val {val_loss:.3f}" if val_loss is not None else "") + f"  {tokens_per_s:,.0f} tok/s"
+        status = f"loss {loss:.3f}" + (f"  val {val_loss:.3f}" if val_loss is not None else "")
+        if self._last_tokens is not None and now > self._last_line:
+            status += f"  {(tokens - self._last_tokens) / (now - self._last_line):,.0f} tokens/s"
+        self._last_line, self._last_tokens = now, tokens
         if self._bar is not None:
             self._bar.update(self._task, completed=step, status=status)
-        elif time.monotonic() - self._last_line >= self.PLAIN_INTERVAL_S or step == self.total:
-            self._last_line = time.monotonic()
+        else:
             print(f"step {step}/{self.total}  {status}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:

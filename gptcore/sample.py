@@ -1,19 +1,25 @@
-"""Sampling: continues token sequences with a model, with a key/value cache wherever the model can keep one.
+"""Sampling: continues tokens (`generate`) or text (`continue_text`, `sample_text`) with a model.
+
+A key/value cache is used wherever the model can keep one, and the output does not depend on it.
 
 Legend: B sequences, T tokens fed at once, V vocabulary.
 """
 
 import math
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .errors import RunError, UserError
-from .model import GPT
-from .tokenizer import Tokenizer
+from .checkpoint import load_model
+from .errors import CheckpointError, RunError, UserError
+from .model import GPT, Cache
+from .tokenizer import Tokenizer, from_meta
 
 # Sequences of one pass are limited so that the prefill logits (B, T, V) stay within 1 GiB of float32.
 MAX_LOGITS = 2**28
@@ -99,7 +105,7 @@ class _Context:
         self.block_size = model.config.block_size
         self.length = min(self.block_size, longest)
         self.start = 0
-        self.cache = None
+        self.cache: Cache | None = None
 
     def logits_BV(self, rows: list[list[int]]) -> Tensor:
         n = len(rows[0])
@@ -134,8 +140,9 @@ def generate(
     padded vocabulary has ids without text). Sequences longer than block_size go on with the context of
     `context_start`, which moves by `hop` (default: a quarter of block_size).
 
-    Prompt i draws from a random stream of its own that depends on (seed, i) alone, so its text does not change with
-    the other prompts, with the device, nor, as far as it goes, with `max_new_tokens`; only rounding can differ.
+    Prompt i draws from a random stream of its own that depends on (seed, i) alone: neither the other prompts nor the
+    device change it, and a longer text begins with the shorter one. Only rounding in the model can make a difference.
+    Without a seed every call differs.
 
     Errors: UserError for a sampling value out of range; ValueError for prompts that are empty or not of this
     vocabulary; RunError when the logits are not finite.
@@ -164,9 +171,8 @@ def generate(
             longest = len(rows[0]) + max_new_tokens
             context = _Context(model, hop=hop, longest=longest, use_cache=use_cache)
             streams = [random.Random(f"{seed}/{i}") for i in group]
-            found = _run(context, rows, streams, sampling, max_new_tokens, stop, eot, vocab_size)
-            for i, tokens in zip(group, found):
-                results[i] = tokens
+            new = [results[i] for i in group]
+            _run(context, rows, new, streams, sampling, steps=max_new_tokens, stop=stop, eot=eot, vocab_size=vocab_size)
     finally:
         model.train(was_training)
     return results
@@ -174,33 +180,23 @@ def generate(
 
 @torch.inference_mode()
 def _run(
-    context: _Context,
-    rows: list[list[int]],
-    streams: list[random.Random],
-    sampling: Sampling,
-    steps: int,
-    stop: Stop | None,
-    eot: int | None,
-    vocab_size: int | None,
-) -> list[list[int]]:
-    """New tokens of sequences of equal length. Ended ones are computed along, unseen, until all have ended."""
-    new: list[list[int]] = [[] for _ in rows]
+    context: _Context, rows: list[list[int]], new: list[list[int]], streams: list[random.Random], sampling: Sampling,
+    *, steps: int, stop: Stop | None, eot: int | None, vocab_size: int | None,
+) -> None:  # fmt: skip
+    """Extends rows of equal length, and `new` likewise, where a row stops growing once it has ended."""
     live = set(range(len(rows)))
     for _ in range(steps):
         ids = sampling.choose(context.logits_BV(rows)[:, :vocab_size], [stream.random() for stream in streams])
         if min(ids) < 0:
             raise RunError("the logits are not finite: the weights come from a diverged run, or overflow in this dtype")
         for i, token in enumerate(ids):
-            rows[i].append(token)
-            if i in live and token == eot:
-                live.remove(i)
-            elif i in live:
+            rows[i].append(token)  # ended rows too: all keep the same length
+            if i in live and token != eot:
                 new[i].append(token)
-                if stop is not None and stop(new[i]):
-                    live.remove(i)
+            if token == eot or (i in live and stop is not None and stop(new[i])):
+                live.discard(i)
         if not live:
             break
-    return new
 
 
 def _groups(prompts: list[list[int]], steps: int, block_size: int, vocab: int) -> Iterator[list[int]]:
@@ -216,17 +212,12 @@ def _groups(prompts: list[list[int]], steps: int, block_size: int, vocab: int) -
 
 def cache_obstacle(model: GPT) -> str | None:
     """Why `model` decodes without a cache; None when it has one."""
-    if model.new_cache(1, 1) is not None:
-        return None
-    layers = enumerate(model.config.layer_configs())
-    weight, blocks = model.lm_head.weight, model.transformer["h"]
-    stateless = [
-        (i, layer.attention.kind)  # type: ignore[attr-defined]
-        for i, layer in layers
-        if blocks[i].attn.new_cache(1, 1, weight.dtype, weight.device) is None
-    ]
-    i, kind = stateless[0]
-    return f"attention {kind!r} of layer {i} keeps no state between tokens"
+    weight = model.lm_head.weight
+    blocks: Any = model.transformer["h"]
+    for i, block in enumerate(blocks):
+        if block.attn.new_cache(1, 1, weight.dtype, weight.device) is None:
+            return f"attention {block.attn.config.kind!r} of layer {i} keeps no state between tokens"
+    return None
 
 
 class StopStrings:
@@ -253,3 +244,53 @@ class StopStrings:
         """`text` up to the first stop string in it."""
         found = [at for at in map(text.find, self.strings) if at >= 0]
         return text[: min(found)] if found else text
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Texts with their prompt, the number of tokens drawn for them, and the time that took."""
+
+    texts: list[str]
+    tokens: int
+    elapsed_s: float
+
+
+def continue_text(
+    model: GPT,
+    tokenizer: Tokenizer,
+    start: str,
+    *,
+    num_samples: int = 1,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    **sampling: Any,
+) -> Samples:
+    """`num_samples` continuations of one prompt, each ended by a stop string (cut off) or the end-of-text token.
+
+    An empty prompt means the end-of-text token, or a line feed where the vocabulary has no such token.
+    `sampling`: temperature, top_k, top_p, seed, use_cache, hop of `generate`. Errors: as there; UserError for a prompt
+    that the vocabulary does not cover; CheckpointError for a tokenizer with more tokens than the model.
+    """
+    if tokenizer.vocab_size > model.lm_head.out_features:
+        raise CheckpointError(
+            f"the tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} tokens but the model only "
+            f"{model.lm_head.out_features}: they do not belong together"
+        )
+    stops = StopStrings(tokenizer, stop)
+    prompt = [tokenizer.eot] if not start and tokenizer.eot is not None else tokenizer.encode(start or "\n")
+    began = time.perf_counter()
+    found = generate(
+        model, [prompt] * num_samples, max_new_tokens=max_new_tokens, stop=stops, eot=tokenizer.eot,
+        vocab_size=tokenizer.vocab_size, **sampling,
+    )  # fmt: skip
+    elapsed_s = time.perf_counter() - began
+    texts = [start + stops.cut(tokenizer.decode(tokens)) for tokens in found]
+    return Samples(texts, sum(map(len, found)), elapsed_s)
+
+
+def sample_text(folder: str | Path, *, start: str = "\n", device: str = "auto", **options: Any) -> list[str]:
+    """Texts from the model of a run folder; `options` are those of `continue_text`."""
+    from .distributed import pick_device
+
+    loaded = load_model(folder, device=str(pick_device(device)))
+    return continue_text(loaded.model, from_meta(loaded.tokenizer_meta), start, **options).texts

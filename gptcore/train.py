@@ -24,6 +24,7 @@ from .model import GPT
 from .optim import learning_rate, make_optimizer
 from .runfolder import Start, begin, default_folder, open_folder
 from .runlog import Board, Metrics, Row, RunFile, Screen
+from .sample import continue_text
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,9 @@ class _Run:
             self.screen.say(message)
         if start.restored is not None:
             self._restore(start.restored)
+        self.tokenizer = dataset.tokenizer() if t.sample_tokens else None
+        if self.tokenizer is not None:
+            self.tokenizer.encode(t.sample_start)  # a prompt that the vocabulary lacks is found now, not at step 250
         self.diverged_above = t.diverge_factor * math.log(m.vocab_size)
         self.run_file = RunFile(
             folder,
@@ -138,6 +142,22 @@ class _Run:
                 step=p.step, tokens=p.tokens, best_loss=p.best_loss, best_step=p.best_step,
                 elapsed_s=round(p.elapsed_s, 3), **changes,
             )  # fmt: skip
+
+    def _show_sample(self) -> None:
+        """Prints a sample and keeps it in samples.txt; sharded weights need every process to take part."""
+        t = self.config.train
+        if not t.sample_tokens or not self.progress.step or not (self.where.is_main or self.parallel.mode == "fsdp"):
+            return
+        self.model.eval()
+        drawn = continue_text(
+            self.model, self.tokenizer, t.sample_start, max_new_tokens=t.sample_tokens, seed=t.seed, temperature=0.8
+        )
+        self.model.train()
+        if self.where.is_main:
+            text = f"--- step {self.progress.step} ---\n{drawn.texts[0]}\n"
+            with open(self.folder / "samples.txt", "a", encoding="utf-8") as file:
+                file.write(text)
+            self.screen.say(text)
 
     # -- one step ------------------------------------------------------------------------------------------------
 
@@ -265,8 +285,7 @@ class _Run:
         if metrics is not None:
             metrics.write(row)
             board.write(row)
-        speed = self.sequences * self.config.model.block_size / seconds if seconds else 0.0
-        self.screen.step(p.step, train_loss if train_loss is not None else val_loss or 0.0, val_loss, speed)
+        self.screen.step(p.step, p.tokens, train_loss if train_loss is not None else val_loss or 0.0, val_loss)
         if val_loss is None:
             return None
         improved = p.best_loss is None or val_loss < p.best_loss
@@ -275,6 +294,7 @@ class _Run:
         else:
             p.stale_evals += 1
         self._checkpoint(best=improved)
+        self._show_sample()
         self._describe(last_val_loss=val_loss, last_train_loss=train_loss)
         if over_budget is not None:
             return "stopped", over_budget

@@ -366,9 +366,9 @@ def test_command_prints_samples_and_speed(run_folder, capsys):
 def test_command_options(run_folder, tmp_path, capsys):
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("from a file", encoding="utf-8")
-    options = ["--out_dir", run_folder, "--start", f"FILE:{prompt}", "--max_new_tokens", 200, "--stop", "e", "--stop", "\\n"]
+    options = ["--out_dir", run_folder, "--start", f"FILE:{prompt}", "--stop", "e", "--stop", "\\n"]
     knobs = ["--temperature", 2, "--top_k", 20, "--top_p", 0.95, "--checkpoint", "last.pt", "--dtype", "bfloat16"]
-    assert sample(*options, *knobs, "--seed", 3) == 0
+    assert sample(*options, *knobs, "--max_new_tokens", 200, "--seed", 3) == 0
     out, err = capsys.readouterr()
     text = out.split("\n" + "-" * 72)[0]
     assert text.startswith("from a file") and not set(text.removeprefix("from a file")) & {"e", "\n"}

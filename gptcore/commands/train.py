@@ -43,37 +43,39 @@ def run(args) -> int:
     if result.status == "diverged":
         print(f"diverged: {result.reason}\nrun folder: {result.folder}", file=sys.stderr)
         return result.exit_code
-    if not args.quiet:
-        _show_samples(result.folder, config.train.sample_start)
-        _report(config, result.folder, identity(config))
+    _finish(result.folder, config.train.sample_start, identity(config), name, args.quiet)
     print(_summary(result))
     print(_next_steps(result.folder, args))
     return 0
+
+
+def _finish(folder: Path, start: str, run_identity: str, name: str, quiet: bool) -> None:
+    """Samples and the cost report; what cannot be had of the two is said and does not fail a good run."""
+    import importlib
+
+    from ..checkpoint import config_of
+    from ..errors import RunError, UserError
+    from ..sample import sample_text
+
+    report = importlib.import_module("ppa.report")  # a package above this one: see gptcore.cli
+    content = report.make_report(config_of(folder), identity=run_identity, name=name)
+    report.write_report(content, folder / "ppa")
+    if quiet:
+        return
+    print("\nSamples of the best model")
+    try:
+        for text in sample_text(folder, start=start, num_samples=2, max_new_tokens=FINAL_SAMPLE_TOKENS, temperature=0.8):
+            print("-" * 72 + "\n" + text.strip("\n"))
+    except (RunError, UserError) as error:
+        print(f"no samples: {error}", file=sys.stderr)
+    print("-" * 72 + "\n")
+    report.print_report(content)
 
 
 def _command() -> str:
     import shlex
 
     return "gptcore " + shlex.join(sys.argv[1:])
-
-
-def _show_samples(folder: Path, start: str) -> None:
-    from ..sample import sample_text
-
-    print("\n--- samples " + "-" * 60)
-    for text in sample_text(folder, start=start, num_samples=2, max_new_tokens=FINAL_SAMPLE_TOKENS, seed=1):
-        print(text.strip("\n") + "\n" + "-" * 72)
-
-
-def _report(config, folder: Path, run_identity: str) -> None:
-    import importlib
-
-    from ..checkpoint import read_run
-
-    report = importlib.import_module("ppa.report")  # above this package: see gptcore.cli
-    content = report.make_report(config.with_vocab(read_run(folder)["vocab_size"]), identity=run_identity)
-    report.write_report(content, folder / "ppa")
-    report.print_report(content)
 
 
 def _summary(result) -> str:

@@ -1,0 +1,155 @@
+"""The cost report: one JSON document, and the files made from it.
+
+    report.json   everything, versioned, in SI units; the other two are views of it
+    report.md     the tables that the terminal shows
+    ops.csv       one row an operation
+
+Counts only. Area, energy and latency need a hardware description and its cost model; `hardware` says whether one was
+used, and nothing is estimated in its place.
+"""
+
+import csv
+import io
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptcore.checkpoint import write_atomically
+from gptcore.config import Config
+from gptcore.config import identity as identity_of
+from gptcore.errors import UserError
+from gptcore.ops import PRIMITIVES, Bits
+from gptcore.registry import nearest
+
+from .check import run_checks
+from .count import BYTE_CLASSES, CONVENTIONS, MASTER_BITS, Counted, count, make_point, train_bits
+from .render import markdown, print_report, summary_lines
+
+SCHEMA_VERSION = 1
+HARDWARE = Path(__file__).parent / "hardware"
+
+
+def make_report(
+    config: Config, *, batch_size: int = 1, seq_len: int | None = None, context: int | None = None,
+    bits: Bits | None = None, identity: str | None = None, name: str | None = None, hardware: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Counts of a configuration at one point, checked against the module on the meta device.
+
+    `seq_len` (prefill, train) and `context` (decode) default to block_size, `bits` to the configuration's. `identity`
+    is that of the configuration before its vocabulary size was filled in, if it was. `hardware` is asked for by name
+    and must exist; the configuration's own need not. UserError where the vocabulary is unknown or the point does not
+    fit. A failed check is no exception here: see `failed_checks`.
+    """
+    if config.model.vocab_size is None:
+        raise UserError("model.vocab_size is unknown: prepare the data set, or set model.vocab_size")
+    described = hardware_section(hardware, config.hardware)
+    point = make_point(config.model, batch_size=batch_size, seq_len=seq_len, context=context, bits=bits)
+    counted = count(config, point)
+    training = train_bits(config)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "config_hash": identity or identity_of(config),
+        "name": name,
+        "model": config.model.model_dump(mode="json"),
+        "hardware": described,
+        "point": {
+            "batch": point.batch, "seq_len": point.seq_len, "context": point.context,
+            "bits": {"weight": point.bits.weight, "activation": point.bits.activation, "kv": point.bits.kv},
+            "train_bits": {
+                "weight": training.weight, "activation": training.activation, "optimizer": MASTER_BITS,
+                "dtype": config.train.dtype,
+            },
+        },
+        "conventions": CONVENTIONS,
+        "versions": _versions(),
+        "totals": _totals(counted),
+        "checks": [check.as_dict() for check in run_checks(config.model, counted)],
+        "ops": counted.rows,
+    }  # fmt: skip
+
+
+def _totals(counted: Counted) -> dict[str, Any]:
+    return {"params": counted.params, "weight_bytes": counted.weight_bytes, **counted.totals}
+
+
+def _versions() -> dict[str, str]:
+    try:
+        own = metadata.version("gptcore")
+    except metadata.PackageNotFoundError:
+        own = "not installed"
+    return {"gptcore": own, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def hardware_section(asked: str | None, configured: str | None) -> dict[str, Any]:
+    """What the report says about hardware. UserError when a machine is asked for that has no description."""
+    known = sorted(path.stem for path in HARDWARE.glob("*.yaml"))
+    if asked is not None and asked not in known:
+        choice = f"known: {', '.join(known)}" if known else "there are no hardware descriptions yet"
+        raise UserError(
+            f"--hardware {asked}: no cost model for hardware {asked!r} is available{nearest(asked, known)} ({choice}); "
+            "leave --hardware out for a report of counts"
+        )
+    name = asked or configured
+    if name is None:
+        statement = "no hardware named: counts only, no area, energy or latency"
+    else:
+        statement = f"no cost model for hardware {name!r} is available yet: counts only, no area, energy or latency"
+    return {"name": name, "statement": statement}
+
+
+def failed_checks(report: Mapping[str, Any]) -> list[str]:
+    """Names of the checks whose two numbers differ, or that could not be measured."""
+    return [check["name"] for check in report["checks"] if check["status"] == "fail"]
+
+
+def to_json(report: Mapping[str, Any]) -> str:
+    """JSON text with one line an operation, so that two reports can be compared by line."""
+    head = json.dumps({**{key: value for key, value in report.items() if key != "ops"}, "ops": []}, indent=1)
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in report["ops"])
+    return head.removesuffix("[]\n}") + f"[\n{rows}\n ]\n}}\n"
+
+
+_PLAIN = ("stage", "phase", "slot", "kind", "layer", "name", "op", "flops", "flops_causal", "macs")
+_GROUPS = (
+    ("op_counts", PRIMITIVES),
+    ("op_counts_causal", PRIMITIVES),
+    ("bytes", (*BYTE_CLASSES, "fused", "unfused")),
+)
+
+
+def to_csv(report: Mapping[str, Any]) -> str:
+    """One row an operation; nested counts become columns such as `op_counts.exp` and `bytes.weights`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_PLAIN, *(f"{group}.{key}" for group, keys in _GROUPS for key in keys)])
+    for row in report["ops"]:
+        nested = (row[group].get(key, 0) for group, keys in _GROUPS for key in keys)
+        writer.writerow([*(row[key] for key in _PLAIN), *nested])
+    return text.getvalue()
+
+
+def write_report(report: Mapping[str, Any], folder: str | Path) -> list[Path]:
+    """Writes report.json, report.md and ops.csv, each atomically; returns their paths. UserError if it cannot."""
+    folder = Path(folder)
+    texts = {"report.json": to_json, "report.md": markdown, "ops.csv": to_csv}
+    paths = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file_name, render in texts.items():
+            content = render(report).encode()
+            write_atomically(folder / file_name, lambda file, content=content: file.write(content))
+            paths.append(folder / file_name)
+    except OSError as error:
+        raise UserError(f"cannot write the report into {folder}: {error.strerror}; choose another with -o") from error
+    return paths
+
+
+__all__ = [
+    "failed_checks", "hardware_section", "make_report", "print_report", "summary_lines", "to_csv", "to_json",
+    "write_report",
+]  # fmt: skip
