@@ -1,6 +1,6 @@
 """Time of a training step, as ratios to the yardstick, all contestants interleaved in one process on one thread.
 
-4 layers, width 128, 4 heads, block 64, batch 12, fp32. Ours is the trainer's own update, seeds and bookkeeping included.
+4 layers, width 128, 4 heads, block 64, batch 12, fp32. Ours is the trainer's own update with all its bookkeeping.
 """
 
 import statistics

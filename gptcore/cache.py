@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 class KVCache:
-    """The last `capacity` keys (B, K, capacity, D) and values (B, K, capacity, E) in ring order: token t at t mod capacity."""
+    """The last `capacity` keys (B, K, capacity, D) and values (B, K, capacity, E), token t at place t mod capacity."""
 
     def __init__(self, batch: int, heads: int, capacity: int, k_width: int, v_width: int, dtype, device):
         self.capacity = capacity

@@ -1,9 +1,9 @@
 """Checkpoints and the files of a run folder: written atomically, read without executing anything.
 
-    RUN/config.yaml    the resolved configuration
-    RUN/run.json       status, identity, progress (see `train`)
-    RUN/metrics.csv    losses by step
-    RUN/last.pt        newest state; RUN/previous.pt the one before; RUN/best.pt the best validation loss
+RUN/config.yaml    the resolved configuration
+RUN/run.json       status, identity, progress (see `train`)
+RUN/metrics.csv    losses by step
+RUN/last.pt        newest state; RUN/previous.pt the one before; RUN/best.pt the best validation loss
 """
 
 import json
@@ -151,10 +151,15 @@ def load_model(folder: str | Path, which: str | None = None, device: str = "cpu"
         if restored is None:
             raise CheckpointError(f"{folder} holds no checkpoint; `gptcore inspect` lists runs")
         payload, path = restored.payload, restored.path
-    config = GPTConfig.model_validate(payload["model_config"])
-    model = GPT(config)
-    model.load_state_dict(payload["model"])
-    return LoadedModel(model.to(device).eval(), config, payload.get("tokenizer"), payload["step"], path)
+    try:
+        config = GPTConfig.model_validate(payload["model_config"])
+        model = GPT(config)
+        model.load_state_dict(payload["model"])
+        step = payload["step"]
+    except (KeyError, ValueError, RuntimeError) as error:  # a kind or a parameter that this version does not have
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path} does not fit this version of the program ({reason})") from error
+    return LoadedModel(model.to(device).eval(), config, payload.get("tokenizer"), step, path)
 
 
 def config_of(folder: Path) -> Config:

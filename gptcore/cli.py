@@ -5,6 +5,8 @@ itself. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interr
 """
 
 import argparse
+import atexit
+import gc
 import importlib
 import os
 import sys
@@ -64,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     from .errors import RunError, UserError
 
+    # At exit the collector walks every object of torch: a report of GPT-2 takes 3.3 s without that walk, 5.2 s with.
+    atexit.register(gc.freeze)
     try:
         args = _parse(name, argv[1:])
         code = args.run(args)

@@ -17,9 +17,9 @@ from .registry import KindConfig, Problem, Strict, impl, slot, slot_of
 
 def knob(default: Any, help: str, *, flat: tuple[str, ...] | None = None, cosmetic: bool = False, **constraint: Any):
     """A field with documentation. `cosmetic` fields change nothing about the result and stay out of the identity."""
-    extra = {"cosmetic": True} if cosmetic else {}
+    extra: dict[str, Any] = {"cosmetic": True} if cosmetic else {}
     if flat is not None:
-        extra["flat"] = list(flat)  # type: ignore[assignment]
+        extra["flat"] = list(flat)
     return Field(default, description=help, json_schema_extra=extra, **constraint)
 
 
@@ -64,7 +64,9 @@ class GPTConfig(Strict):
     vocab_size: int | None = knob(None, "number of tokens; null: taken from the data set", ge=1)
     dropout: float = knob(0.0, "dropout probability on embeddings, attention weights and residual branches", ge=0, lt=1)
     bias: bool = knob(True, "biases in linear layers and layer norms")
-    tie_embeddings: bool = knob(True, "share input embedding and output head", flat=("tie_embeddings", "wte_weight_tying"))
+    tie_embeddings: bool = knob(
+        True, "share input embedding and output head", flat=("tie_embeddings", "wte_weight_tying")
+    )
     attention: KindConfig = slot("attention", "causal", flat=("attention_variant",))
     mlp: KindConfig = slot("mlp", "mlp", flat=("mlp_variant",))
     norm: KindConfig = slot("norm", "layernorm", flat=("norm_variant_attn",))

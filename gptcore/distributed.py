@@ -64,7 +64,7 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"train.device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
 
 
@@ -97,7 +97,7 @@ class Parallel:
             from torch.distributed.fsdp import fully_shard
 
             mesh = init_device_mesh(where.device.type, (where.size,))
-            for block in model.transformer["h"]:
+            for block in model.transformer.h:
                 fully_shard(block, mesh=mesh)
             fully_shard(model, mesh=mesh)
         forward: Any = torch.compile(model) if compile_model else model

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from .config import LAYER_FIELDS, Config, LayerConfig
+from .config import LAYER_FIELDS, Config
 from .registry import Slot, Strict, kinds, nearest, slot_of, switches
 from .yamlfile import Key, parse_value
 
@@ -44,9 +44,9 @@ def flat_names() -> dict[str, Target]:
             elif isinstance(info.annotation, type) and issubclass(info.annotation, Strict):
                 walk(info.annotation, here)
             elif field not in ("kind", "layers"):
-                extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-                for alias in extra.get("flat", [field]):  # type: ignore[union-attr]
-                    add(str(alias), here, info.annotation is bool)
+                extra: Any = info.json_schema_extra or {}
+                for alias in extra.get("flat", [field]):
+                    add(alias, here, info.annotation is bool)
 
     walk(Config, ())
     return found
@@ -67,7 +67,9 @@ def parse_overrides(arguments: Iterable[str], problems: list[str]) -> list[tuple
             pairs.append((tuple(Key(part, mark) for part in name.split(".")), parse_value(text)))
             continue
         name, equals, text = token[2:].partition("=")
-        negated = next((name[len(p) :] for p in ("no-", "no_") if name.startswith(p) and _is_bool(name[len(p) :])), None)
+        negated = next(
+            (name[len(p) :] for p in ("no-", "no_") if name.startswith(p) and _is_bool(name[len(p) :])), None
+        )
         if equals:
             value = parse_value(text)
         elif negated:
@@ -109,8 +111,9 @@ def place(pairs: Iterable[tuple[tuple[Key, ...], Any]], below: dict, problems: l
             target = _choose(flat_names()[key].paths, tree, below)
             _set(tree, tuple(Key(part, key.mark) for part in target), value, problems)
         else:
-            command = key.mark.startswith(_COMMAND)
-            problems.append(f"{key.mark}: unknown {'option --' if command else 'key '}{key}{nearest(key, [*_all_names(), *SECTIONS])}")
+            what = "option --" if key.mark.startswith(_COMMAND) else "key "
+            hint = nearest(key, [*_all_names(), *SECTIONS])
+            problems.append(f"{key.mark}: unknown {what}{key}{hint}")
     return tree
 
 
@@ -152,7 +155,9 @@ def _kind_at(path: tuple[str, ...], tree: dict, below: dict) -> str | None:
         slot = slot_of(info)
         here = path[: i + 1]
         if slot:
-            kind = next((slot.kind_of(v) for v in (_get(tree, here), _get(below, here)) if _names_kind(v)), slot.default)
+            kind = next(
+                (slot.kind_of(v) for v in (_get(tree, here), _get(below, here)) if _names_kind(v)), slot.default
+            )
             cls = kinds(slot.name)[kind].Config if kind in kinds(slot.name) else None  # type: ignore
         else:
             cls = info.annotation if isinstance(info.annotation, type) and issubclass(info.annotation, Strict) else None
@@ -193,6 +198,7 @@ def _switch(tree: dict, below: dict, key: Key, value: Any, chosen: dict[str, Key
     if not isinstance(value, bool):
         problems.append(f"{key.mark}: {key} must be true or false, not {value!r}")
         return
+    kind: str | None
     if value and on:
         if slot in chosen:
             problems.append(f"{key.mark}: {key} and {chosen[slot]} contradict each other: the {slot} has one kind")

@@ -156,8 +156,10 @@ def _locate(raw: Any, loc: tuple) -> tuple[tuple, str, type[Strict] | None]:
     Returns (path in the raw tree, mark of the nearest key on the way, class that holds the last element).
     """
     path: list = []
-    mark, cls, slot, node = "default value", Config, None, raw  # type: ignore[var-annotated]
+    mark, node = "default value", raw
+    cls: type[Strict] | None = Config
     holder: type[Strict] | None = Config
+    slot: Slot | None = None
     for step in loc:
         if slot is not None and isinstance(step, str):
             slot = None
@@ -185,7 +187,11 @@ def _explain(item: Any, path: tuple, cls: type[Strict] | None) -> str:
         return f"unknown key {name!r}{_owners(key, cls)}"
     if item["type"] == "unknown_kind":
         return f"{name}: {item['msg']}"
-    shown = repr(given) if not isinstance(given, (dict, list)) else "a " + ("mapping" if isinstance(given, dict) else "list")
+    shown = (
+        repr(given)
+        if not isinstance(given, (dict, list))
+        else "a " + ("mapping" if isinstance(given, dict) else "list")
+    )
     return f"{name}: {item['msg']}, not {shown}"
 
 

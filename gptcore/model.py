@@ -18,6 +18,14 @@ from .registry import build, impl
 INIT_STD = 0.02  # GPT-2
 
 
+class Transformer(nn.Module):
+    """The parts under GPT-2's prefix `transformer.`: token table, blocks, final norm."""
+
+    def __init__(self, wte: nn.Embedding, h: list[nn.Module], ln_f: nn.Module):
+        super().__init__()
+        self.wte, self.h, self.ln_f = wte, nn.ModuleList(h), ln_f
+
+
 class GPT(nn.Module):
     """A causal language model of a configuration whose `vocab_size` is known.
 
@@ -32,29 +40,28 @@ class GPT(nn.Module):
         self.config = config
         dims, layers = config.dims(), config.layer_configs()
         widths = {impl(layer.attention).head_width(layer.attention, dims) for layer in layers}
-        self.position = build(config.position, dims, frozenset(w for w in widths if w))
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(config.vocab_size, config.n_embd),
-                "h": nn.ModuleList([build(layer.block, layer, dims) for layer in layers]),
-                "ln_f": build(config.output_norm(), config.n_embd, dims),
-            }
+        self.position: Any = build(config.position, dims, frozenset(w for w in widths if w))
+        self.transformer = Transformer(
+            nn.Embedding(config.vocab_size, config.n_embd),
+            [build(layer.block, layer, dims) for layer in layers],
+            build(config.output_norm(), config.n_embd, dims),
         )
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_embeddings:
-            self.lm_head.weight = self.transformer["wte"].weight
+            self.lm_head.weight = self.transformer.wte.weight
         self.init_weights()
 
     @torch.no_grad()
     def init_weights(self) -> None:
         residual_std = INIT_STD / math.sqrt(2 * self.config.n_layer)
         nn.init.normal_(self.lm_head.weight, std=INIT_STD)
-        nn.init.normal_(self.transformer["wte"].weight, std=INIT_STD)
+        nn.init.normal_(self.transformer.wte.weight, std=INIT_STD)
         for module in self.modules():
             residual = getattr(module, "residual", ())
             for name, child in module.named_children():
-                if hasattr(child, "init_weights"):
-                    child.init_weights(residual_std if name in residual else INIT_STD)
+                initialise: Any = getattr(child, "init_weights", None)
+                if initialise is not None:
+                    initialise(residual_std if name in residual else INIT_STD)
 
     def forward(
         self, idx_BT: Tensor, targets_BT: Tensor | None = None, *, cache: "Cache | None" = None
@@ -67,12 +74,12 @@ class GPT(nn.Module):
         end = start + idx_BT.shape[1]
         if end > self.config.block_size:
             raise ValueError(f"{end} tokens do not fit block_size {self.config.block_size}")
-        x = self.position.embed(self.transformer["wte"](idx_BT), start)
+        x = self.position.embed(self.transformer.wte(idx_BT), start)
         if self.training and self.config.dropout:
             x = F.dropout(x, self.config.dropout)
-        for i, block in enumerate(self.transformer["h"]):
+        for i, block in enumerate(self.transformer.h):
             x = block(x, self.position, start, cache.layers[i] if cache is not None else None)
-        logits = self.lm_head(self.transformer["ln_f"](x))
+        logits = self.lm_head(self.transformer.ln_f(x))
         if cache is not None:
             cache.length = end
         if targets_BT is None:
@@ -83,7 +90,8 @@ class GPT(nn.Module):
         """Empty decode state for up to `length` tokens (default block_size); None if a layer has no such state."""
         weight = self.lm_head.weight
         length = self.config.block_size if length is None else length
-        layers = [block.attn.new_cache(batch, length, weight.dtype, weight.device) for block in self.transformer["h"]]
+        blocks: Any = self.transformer.h
+        layers = [block.attn.new_cache(batch, length, weight.dtype, weight.device) for block in blocks]
         return None if any(layer is None for layer in layers) else Cache(layers)
 
     def parameter_count(self) -> int:

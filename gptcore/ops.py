@@ -12,8 +12,8 @@ C model width, H query heads, K key/value heads, D head width, V vocabulary.
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 Stage = Literal["train", "prefill", "decode"]
 Role = Literal["weight", "activation", "kv", "intermediate", "gradient", "optimizer", "index"]
@@ -95,7 +95,7 @@ class Op:
 
 def gradient(t: Tensor) -> Tensor:
     role: Role = "intermediate" if t.role == "intermediate" else "gradient"
-    return replace(t, name="d:" + t.name, role=role)
+    return Tensor("d:" + t.name, t.shape, role, t.bits, t.live)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +122,15 @@ class Matmul(Op):
     def backward(self) -> Iterator[Op]:
         a, b = self.reads
         dc = gradient(self.writes[0])
-        base = {"slot": self.slot, "kind": self.kind, "layer": self.layer, "phase": "backward", "batch": self.batch}
-        yield Matmul(
-            **base, name=self.name + ".da", reads=(dc, b), writes=(gradient(a),), m=self.m, k=self.n, n=self.k
-        )
-        yield Matmul(
-            **base, name=self.name + ".db", reads=(a, dc), writes=(gradient(b),), m=self.k, k=self.m, n=self.n
-        )
+        base: dict[str, Any] = {
+            "slot": self.slot,
+            "kind": self.kind,
+            "layer": self.layer,
+            "phase": "backward",
+            "batch": self.batch,
+        }
+        yield Matmul(**base, name=self.name + ".da", reads=(dc, b), writes=(gradient(a),), m=self.m, k=self.n, n=self.k)
+        yield Matmul(**base, name=self.name + ".db", reads=(a, dc), writes=(gradient(b),), m=self.k, k=self.m, n=self.n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +213,10 @@ class Pass:
 
     def live_pairs(self, window: int | None = None) -> int:
         """Unmasked (query, key) pairs of one head of one sequence."""
-        reach = range(self.S - self.T + 1, self.S + 1)
-        return sum(min(n, window) if window else n for n in reach)
+        reach = min(window or self.S, self.S)
+        first = self.S - self.T + 1  # keys that the first query would see without a window
+        growing = max(0, reach - first + 1)  # queries that see one key more than the one before
+        return (2 * first + growing - 1) * growing // 2 + (self.T - growing) * reach
 
 
 @dataclass
@@ -267,8 +271,14 @@ class Graph:
         slot, kind, layer = self._where
         self.ops.append(
             op_type(
-                name=self._path(name), slot=slot, kind=kind, layer=layer, phase="forward",
-                reads=tuple(reads), writes=(out,), **extra,
+                name=self._path(name),
+                slot=slot,
+                kind=kind,
+                layer=layer,
+                phase="forward",
+                reads=tuple(reads),
+                writes=(out,),
+                **extra,
             )  # fmt: skip
         )
         return out
@@ -299,7 +309,7 @@ class Graph:
 
     def view(self, x: Tensor, *shape: int) -> Tensor:
         """The same values (or a part of them) under another shape; costs nothing."""
-        return replace(x, shape=shape, live=math.prod(shape))
+        return Tensor(x.name, shape, x.role, x.bits, math.prod(shape))
 
     def gather(self, name: str, table: Tensor, index: Tensor, *shape: int) -> Tensor:
         return self._record(Gather, name, (table, index), self.tensor(name, *shape))
@@ -313,16 +323,20 @@ class Graph:
             self.ops.extend(op.backward())
 
     def add_optimizer(self, name: str, states: int, **per_element: int) -> None:
-        """One update a parameter from its gradient and `states` fp32 values; weights and states are read and written."""
+        """One update a parameter from its gradient and `states` fp32 values; all but the gradient are written back."""
         _check_primitives(per_element)
         for w in self._weights.values():
-            moments = tuple(
-                Tensor(f"{w.name}.state{i}", w.shape, "optimizer", 32, w.numel) for i in range(states)
-            )
+            moments = tuple(Tensor(f"{w.name}.state{i}", w.shape, "optimizer", 32, w.numel) for i in range(states))
             self.ops.append(
                 Pointwise(
-                    name=w.name + ".step", slot="optimizer", kind=name, layer=None, phase="optimizer",
-                    reads=(w, gradient(w), *moments), writes=(w, *moments), per_element=tuple(per_element.items()),
+                    name=w.name + ".step",
+                    slot="optimizer",
+                    kind=name,
+                    layer=None,
+                    phase="optimizer",
+                    reads=(w, gradient(w), *moments),
+                    writes=(w, *moments),
+                    per_element=tuple(per_element.items()),
                 )  # fmt: skip
             )
 

@@ -37,10 +37,6 @@ class Strict(BaseModel):
 class KindConfig(Strict):
     """Knobs of one kind; `register` adds the `kind` field."""
 
-    @property
-    def kind_name(self) -> str:
-        return getattr(self, "kind")
-
 
 class Problem(NamedTuple):
     """An impossible combination: the field at fault, relative to the configuration that declares it, and why."""
@@ -49,8 +45,8 @@ class Problem(NamedTuple):
     message: str
 
 
-_kinds: dict[str, dict[str, type]] = {slot: {} for slot in SLOTS}
-_by_config: dict[type, type] = {}
+_kinds: dict[str, dict[str, Any]] = {slot: {} for slot in SLOTS}
+_by_config: dict[type, Any] = {}
 # Flat names that select a kind by being true, e.g. use_rotary_embeddings: (slot, kind) when true, kind when false.
 _switches: dict[str, tuple[str, str | None, str | None]] = {}
 
@@ -64,7 +60,7 @@ def register(slot: str, kind: str, *, on: tuple[str, ...] = (), off: tuple[str, 
         own = cls.__dict__.get("Config", KindConfig)
         cls.Config = create_model(  # type: ignore[attr-defined]
             f"{cls.__name__}Config", __base__=own, __module__=cls.__module__, __doc__=cls.__doc__,
-            kind=(Literal[kind], kind),
+            kind=(Literal[kind], kind),  # type: ignore[arg-type]
         )  # fmt: skip
         cls.slot, cls.kind = slot, kind  # type: ignore[attr-defined]
         _kinds[slot][kind] = cls
@@ -85,7 +81,7 @@ def _discover(slot: str) -> None:
         importlib.import_module(f"gptcore.{slot}.{module.name}")
 
 
-def kinds(slot: str) -> dict[str, type]:
+def kinds(slot: str) -> dict[str, Any]:
     """Every kind of a slot by name, sorted. Imports the slot's files on first use."""
     _discover(slot)
     return dict(sorted(_kinds[slot].items()))
@@ -103,7 +99,7 @@ def nearest(name: str, names: Iterator[str] | list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def lookup(slot: str, kind: str) -> type:
+def lookup(slot: str, kind: str) -> Any:
     """The class registered for a kind. UserError with the nearest name when there is none."""
     known = kinds(slot)
     if kind not in known:
@@ -119,7 +115,7 @@ def impl(config: KindConfig) -> Any:
 def slot_with(config_class: type | None) -> str | None:
     """The slot whose kind has this configuration class."""
     owner = _by_config.get(config_class) if config_class is not None else None
-    return owner.slot if owner is not None else None  # type: ignore[attr-defined]
+    return owner.slot if owner is not None else None
 
 
 def build(config: KindConfig, *args: Any, **kwargs: Any) -> Any:
@@ -165,7 +161,7 @@ class Slot:
 
 def slot(name: str, default: str | None, *, flat: tuple[str, ...] = ()) -> Any:
     """A configuration field that holds any kind of slot `name`; when nothing is said kind `default`, or null."""
-    info = Field(default_factory=lambda: lookup(name, default).Config() if default else None)
+    info: Any = Field(default_factory=lambda: lookup(name, default).Config() if default else None)
     info.metadata.append(Slot(name, default, flat))
     return info
 

@@ -88,7 +88,9 @@ def _check_same_architecture(folder: Path, restored: Restored, config: Config) -
     if canonical(trained) == canonical(config.model):
         return
     rows = "\n".join(f"  {key}: {old} -> {new}" for key, (old, new) in difference(trained, config.model).items())
-    raise UserError(f"{folder} was trained with another architecture:\n{rows}\nchoose another --out_dir, or undo the change")
+    raise UserError(
+        f"{folder} was trained with another architecture:\n{rows}\nchoose another --out_dir, or undo the change"
+    )
 
 
 def _settings_changed(folder: Path, config: Config) -> str:
@@ -112,4 +114,8 @@ def is_finished(folder: Path, run_identity: str) -> bool:
     if not (folder / "run.json").exists():
         return False
     content = read_run(folder)
-    return content["status"] in ("finished", "stopped") and content.get("identity") == run_identity and os.path.exists(folder / "last.pt")
+    return (
+        content["status"] in ("finished", "stopped")
+        and content.get("identity") == run_identity
+        and os.path.exists(folder / "last.pt")
+    )

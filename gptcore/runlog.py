@@ -30,7 +30,9 @@ COLUMNS = tuple(f.name for f in fields(Row))
 
 def _line(values) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(["" if v is None else repr(v) if isinstance(v, float) else v for v in values])
+    csv.writer(text, lineterminator="\n").writerow(
+        ["" if v is None else repr(v) if isinstance(v, float) else v for v in values]
+    )
     return text.getvalue()
 
 
@@ -80,7 +82,8 @@ class Screen:
 
     def __init__(self, total: int, start: int, quiet: bool):
         self.quiet, self.total, self._bar = quiet, total, None
-        self._last_line, self._last_tokens = float("-inf"), None
+        self._last_line = float("-inf")
+        self._last_tokens: int | None = None
         if not quiet and sys.stderr.isatty():
             from rich import progress
             from rich.console import Console

@@ -213,7 +213,7 @@ def _groups(prompts: list[list[int]], steps: int, block_size: int, vocab: int) -
 def cache_obstacle(model: GPT) -> str | None:
     """Why `model` decodes without a cache; None when it has one."""
     weight = model.lm_head.weight
-    blocks: Any = model.transformer["h"]
+    blocks: Any = model.transformer.h
     for i, block in enumerate(blocks):
         if block.attn.new_cache(1, 1, weight.dtype, weight.device) is None:
             return f"attention {block.attn.config.kind!r} of layer {i} keeps no state between tokens"

@@ -146,7 +146,7 @@ class _Run:
     def _show_sample(self) -> None:
         """Prints a sample and keeps it in samples.txt; sharded weights need every process to take part."""
         t = self.config.train
-        if not t.sample_tokens or not self.progress.step or not (self.where.is_main or self.parallel.mode == "fsdp"):
+        if self.tokenizer is None or not self.progress.step or not (self.where.is_main or self.parallel.mode == "fsdp"):
             return
         self.model.eval()
         drawn = continue_text(
@@ -313,4 +313,3 @@ class _Run:
     def _diverged(self, what: str) -> tuple[str, str]:
         limit = f"limit {self.diverged_above:.3g} = diverge_factor x ln(vocabulary)"
         return "diverged", f"{what} ({limit}); the last good checkpoint is kept, try a smaller learning_rate"
-

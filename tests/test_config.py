@@ -73,7 +73,10 @@ def test_impossible_combinations_are_reported_with_the_rest(write):
         ("model: {n_layer: 0}", "greater than or equal to 1"),
         ("model: {dropout: 1.0}", "less than 1"),
         ("train: {dtype: fp8}", "'float32', 'bfloat16' or 'float16'"),
-        ("model: {attention: {softmax: {kind: softmax, initial_beta: 2}}}", "a knob of softmax consmax, not of softmax"),
+        (
+            "model: {attention: {softmax: {kind: softmax, initial_beta: 2}}}",
+            "a knob of softmax consmax, not of softmax",
+        ),
         ("consmax_initial_beta: 2", "a knob of softmax consmax, not of softmax"),
         ("model: {position: rotary, n_embd: 36, attention: {n_head: 12}}", "even head width, not 3"),
         ("train: {min_lr: 1.0}", "exceeds learning_rate"),

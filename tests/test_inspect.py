@@ -20,7 +20,7 @@ def runs(corpus, tmp_path):
             from_dict({
                 "model": {"n_layer": 1, "n_embd": 8, "block_size": 8, "attention": {"n_head": 2, "softmax": softmax}},
                 "data": {"dataset": corpus},
-                "train": {"out_dir": str(tmp_path / "deep" / name), "max_iters": 4, "eval_interval": 2, "device": "cpu"},
+                "train": {"out_dir": f"{tmp_path}/deep/{name}", "max_iters": 4, "eval_interval": 2, "device": "cpu"},
             }),
             quiet=True,
         )  # fmt: skip

@@ -34,7 +34,7 @@ def test_transformers_and_lm_eval_import_with_our_kernels_in_front():
         "from transformers import GPT2Config, GPT2LMHeadModel\n"
         "from lm_eval import simple_evaluate\n"
         "import torch\n"
-        "config = GPT2Config(vocab_size=32, n_positions=8, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)\n"
+        "config = GPT2Config(vocab_size=32, n_positions=8, n_embd=8, n_layer=1, n_head=1, bos_token_id=0)\n"
         "print(GPT2LMHeadModel(config)(torch.zeros(1, 4, dtype=torch.long)).logits.shape)"
     )
     done = subprocess.run([sys.executable, "-c", script, str(ROOT)], capture_output=True, text=True)
@@ -50,7 +50,8 @@ def test_the_variant_of_the_contributing_guide_passes_its_contract(tmp_path):
     (tmp_path / f"{name}.py").write_text(block[1])
     script = (
         f"import gptcore.activation, pytest, sys; gptcore.activation.__path__.append({str(tmp_path)!r})\n"
-        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', 'tests/contract/test_contract.py', '-k', 'activation-{name}']))"
+        "contract = ['-q', '-p', 'no:cacheprovider', 'tests/contract/test_contract.py']\n"
+        f"sys.exit(pytest.main([*contract, '-k', 'activation-{name}']))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]

@@ -83,7 +83,7 @@ def test_saved_by_transformers(reference):
     ours = load(folder)
     assert_same_logits(ours, theirs)
     assert ours.parameter_count() == theirs.num_parameters()
-    assert ours.lm_head.weight is ours.transformer["wte"].weight
+    assert ours.lm_head.weight is ours.transformer.wte.weight
 
 
 def test_tolerance_rejects_a_forgotten_transpose(reference, monkeypatch):

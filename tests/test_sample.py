@@ -94,7 +94,7 @@ def test_hop_one_is_the_crop_of_nanogpt(name):
 
 def test_model_without_cache_state_recomputes_and_says_so(model, monkeypatch):
     expected = generate(model, [[1, 2, 3]], max_new_tokens=30, temperature=0)
-    monkeypatch.setattr(type(model.transformer["h"][1].attn), "new_cache", lambda *args: None)
+    monkeypatch.setattr(type(model.transformer.h[1].attn), "new_cache", lambda *args: None)
     assert cache_obstacle(model) == "attention 'causal' of layer 0 keeps no state between tokens"
     assert generate(model, [[1, 2, 3]], max_new_tokens=30, temperature=0) == expected
 
@@ -458,3 +458,21 @@ def test_command_errors_of_folders(tmp_path, capsys):
         assert sample(*options) == code
         err = capsys.readouterr().err
         assert message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda p: p["model_config"].update(attention={"kind": "telepathy"}), "telepathy"),
+        (lambda p: p["model"].pop("transformer.h.0.attn.c_attn.weight"), "h.0.attn.c_attn.weight"),
+        (lambda p: p.pop("step"), "step"),
+        (lambda p: p["tokenizer"].update(stoi={"a": 3}), "character table"),
+    ],
+)
+def test_command_with_a_checkpoint_of_another_version(run_folder, tmp_path, capsys, spoil, message):
+    payload = torch.load(run_folder / "last.pt", weights_only=True)
+    spoil(payload)
+    save(tmp_path, payload, best=False)
+    assert sample("--out_dir", tmp_path) == 1
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err

@@ -54,7 +54,11 @@ def names_in_code(path: Path) -> set[str]:
         for node in ast.walk(tree)
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None
     }
-    return {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in docs}
+    return {
+        n.value
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in docs
+    }
 
 
 # A default has to be named somewhere; a weight importer has to name what it builds. (file, kinds it may name)
@@ -63,7 +67,17 @@ MAY_NAME = {
     "gptcore/attention/causal.py": {"softmax", "linear"},  # defaults of its slots
     "gptcore/mlp/mlp.py": {"gelu", "linear"},
     "gptcore/mlp/swiglu.py": {"silu", "linear"},
-    "gptcore/pretrained.py": {"causal", "mlp", "layernorm", "sequential", "learned", "gelu", "relu", "silu", "softmax"},  # GPT-2
+    "gptcore/pretrained.py": {
+        "causal",
+        "mlp",
+        "layernorm",
+        "sequential",
+        "learned",
+        "gelu",
+        "relu",
+        "silu",
+        "softmax",
+    },  # GPT-2
 }
 ORDINARY_WORDS = {"none"}
 
@@ -90,7 +104,9 @@ def test_command_line_is_frozen():
     """An option appears or disappears on purpose: change tests/golden/options.txt with it."""
     lines = []
     for command in COMMANDS:
-        lines += [f"{command} {option}" for a in build_parser(command)._actions for option in a.option_strings or [a.dest]]
+        lines += [
+            f"{command} {option}" for a in build_parser(command)._actions for option in a.option_strings or [a.dest]
+        ]
     lines += [f"flat --{name}" for name in [*flat_names(), *switches()]]
     golden = ROOT / "tests" / "golden" / "options.txt"
     assert sorted(lines) == golden.read_text().splitlines()
@@ -102,8 +118,21 @@ def test_importing_is_cheap():
         "import sys, torch; before = set(sys.modules); import gptcore, gptcore.config, gptcore.loader, gptcore.cli\n"
         "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
     )
-    loaded = set(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split())
-    heavy = {"transformers", "lm_eval", "pandas", "matplotlib", "tiktoken", "rich", "triton", "fvcore", "tensorboard", "ppa"}
+    loaded = set(
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    )
+    heavy = {
+        "transformers",
+        "lm_eval",
+        "pandas",
+        "matplotlib",
+        "tiktoken",
+        "rich",
+        "triton",
+        "fvcore",
+        "tensorboard",
+        "ppa",
+    }
     assert not loaded & heavy
 
 

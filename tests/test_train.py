@@ -29,7 +29,8 @@ def settings(corpus, tmp_path):
         "data": {"dataset": corpus},
         "train": {
             "out_dir": str(tmp_path / "run"), "batch_size": 4, "gradient_accumulation_steps": 2, "max_iters": 30,
-            "eval_interval": 10, "eval_iters": 3, "log_interval": 3, "warmup_iters": 4, "learning_rate": 0.01, "device": "cpu",
+            "eval_interval": 10, "eval_iters": 3, "log_interval": 3, "warmup_iters": 4,
+            "learning_rate": 0.01, "device": "cpu",
         },
     }  # fmt: skip
 
@@ -271,7 +272,9 @@ def test_only_matrices_decay(settings):
 
 
 def test_learning_rate_schedule(settings):
-    t = from_dict({**settings, "train": {"learning_rate": 1.0, "min_lr": 0.2, "warmup_iters": 4, "max_iters": 24}}).train
+    t = from_dict(
+        {**settings, "train": {"learning_rate": 1.0, "min_lr": 0.2, "warmup_iters": 4, "max_iters": 24}}
+    ).train
     assert [learning_rate(t, s) for s in range(4)] == [0.2, 0.4, 0.6, 0.8]
     assert learning_rate(t, 4) == 1.0
     assert learning_rate(t, 14) == pytest.approx(0.6)  # half way down a cosine is the mean of its ends

@@ -1,6 +1,7 @@
 """Slot `activation`: an element-wise function. `per_element` counts its primitives."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ class Activation(nn.Module):
 
     def __init__(self, config: KindConfig):
         super().__init__()
-        self.config = config
+        self.config: Any = config
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -26,4 +27,5 @@ class Activation(nn.Module):
 
     @classmethod
     def declare(cls, config: KindConfig, g: Graph, x: OpTensor) -> OpTensor:
-        return g.pointwise("activation", x, **cls.per_element(config))
+        counts: dict[str, Any] = dict(cls.per_element(config))
+        return g.pointwise("activation", x, **counts)

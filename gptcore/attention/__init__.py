@@ -22,7 +22,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: KindConfig, dims: Dims):
         super().__init__()
-        self.config = config
+        self.config: Any = config
 
     def forward(self, x_BTC: Tensor, position: Position, start: int, cache: Any = None) -> Tensor:
         """Mixed tokens (B, T, C). `start` is the position of the first token; a cache holds the ones before it."""
@@ -38,7 +38,5 @@ class Attention(nn.Module):
         return None
 
     @staticmethod
-    def declare(
-        config: KindConfig, g: Graph, x: OpTensor, dims: Dims, position: KindConfig
-    ) -> OpTensor:
+    def declare(config: KindConfig, g: Graph, x: OpTensor, dims: Dims, position: KindConfig) -> OpTensor:
         raise NotImplementedError

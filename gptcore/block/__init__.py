@@ -1,5 +1,7 @@
 """Slot `block`: how attention, mlp and norms form a layer. A kind is built with (config, layer configuration, dims)."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ..config import Dims, LayerConfig
@@ -14,7 +16,7 @@ class Block(nn.Module):
 
     def __init__(self, config: KindConfig, layer: LayerConfig, dims: Dims):
         super().__init__()
-        self.config = config
+        self.config: Any = config
 
     def forward(self, x_BTC: Tensor, position: Position, start: int, cache=None) -> Tensor:
         raise NotImplementedError

@@ -1,9 +1,9 @@
 """Configurations, explained.
 
-  gptcore config show CONFIG [key=value ...]   the resolved configuration and its identity
-  gptcore config diff A B                      every setting that differs
-  gptcore config schema                        JSON schema of the file format (for editors)
-  gptcore config flat                          flat names and what they stand for
+gptcore config show CONFIG [key=value ...]   the resolved configuration and its identity
+gptcore config diff A B                      every setting that differs
+gptcore config schema                        JSON schema of the file format (for editors)
+gptcore config flat                          flat names and what they stand for
 """
 
 import json

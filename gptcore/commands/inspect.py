@@ -1,6 +1,6 @@
 """Table of every run below a folder: status, best loss, size, and in what the runs differ.
 
-  gptcore inspect [DIR]
+gptcore inspect [DIR]
 """
 
 import csv
@@ -13,7 +13,9 @@ def add_arguments(parser) -> None:
 
     parser.add_argument("folder", nargs="?", default="out", help="where to look (default: out)")
     parser.add_argument("--sort", choices=sorted(SORT_KEYS), default="loss", help="order of the rows (default: loss)")
-    parser.add_argument("--csv", metavar="FILE", help="also write the whole table, every differing setting; - is stdout")
+    parser.add_argument(
+        "--csv", metavar="FILE", help="also write the whole table, every differing setting; - is stdout"
+    )
 
 
 def run(args) -> int:
@@ -74,7 +76,9 @@ def _print(runs, names: list[str], root: Path) -> None:
         ]  # fmt: skip
         cells += [_text(r.settings.get(kind)) for kind in kinds] + [r.identity[:8]]
         if others:
-            cells.append(" ".join(f"{n.rsplit('.', 1)[-1]}={r.settings[n]}" for n in others if r.settings.get(n) is not None))
+            cells.append(
+                " ".join(f"{n.rsplit('.', 1)[-1]}={r.settings[n]}" for n in others if r.settings.get(n) is not None)
+            )
         table.add_row(*cells)
     console = Console() if sys.stdout.isatty() else Console(width=160)
     console.print(table, highlight=False, markup=False)

@@ -64,7 +64,9 @@ def _finish(folder: Path, start: str, run_identity: str, name: str, quiet: bool)
         return
     print("\nSamples of the best model")
     try:
-        for text in sample_text(folder, start=start, num_samples=2, max_new_tokens=FINAL_SAMPLE_TOKENS, temperature=0.8):
+        for text in sample_text(
+            folder, start=start, num_samples=2, max_new_tokens=FINAL_SAMPLE_TOKENS, temperature=0.8
+        ):
             print("-" * 72 + "\n" + text.strip("\n"))
     except (RunError, UserError) as error:
         print(f"no samples: {error}", file=sys.stderr)
@@ -80,7 +82,8 @@ def _command() -> str:
 
 def _summary(result) -> str:
     best = f"{result.best_loss:.4f} nats at step {result.best_step}" if result.best_loss is not None else "none"
-    return f"\n{result.status} at step {result.step}{': ' + result.reason if result.reason else ''}; best validation loss {best}"
+    reason = f" ({result.reason})" if result.reason else ""
+    return f"\n{result.status} at step {result.step}{reason}; best validation loss {best}"
 
 
 def _next_steps(folder: Path, args) -> str:

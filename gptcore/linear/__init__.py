@@ -1,5 +1,7 @@
 """Slot `linear`: a learned affine map of the last dimension. A kind is built with (config, d_in, d_out, bias=...)."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ..ops import Graph
@@ -12,7 +14,8 @@ class Linear(nn.Module):
 
     def __init__(self, config: KindConfig, d_in: int, d_out: int, *, bias: bool):
         super().__init__()
-        self.config, self.d_in, self.d_out = config, d_in, d_out
+        self.config: Any = config
+        self.d_in, self.d_out = d_in, d_out
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError

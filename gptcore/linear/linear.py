@@ -30,7 +30,7 @@ class Dense(Linear):
     @staticmethod
     def declare(config, g, x, d_out, *, bias):
         *lead, d_in = x.shape
-        out = g.matmul(
-            "matmul", x, g.weight("weight", d_out, d_in), (*lead, d_out), m=math.prod(lead), k=d_in, n=d_out
-        )
+        size = {"m": math.prod(lead), "k": d_in, "n": d_out}
+        role = "intermediate" if bias else "activation"  # every matrix unit adds the bias before it writes
+        out = g.matmul("matmul", x, g.weight("weight", d_out, d_in), (*lead, d_out), **size, role=role)
         return g.pointwise("add_bias", out, g.weight("bias", d_out), add=1) if bias else out

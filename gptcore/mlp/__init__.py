@@ -1,5 +1,7 @@
 """Slot `mlp`: the position-wise network of a block. A kind is built with (config, dims)."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ..config import Dims
@@ -15,7 +17,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: KindConfig, dims: Dims):
         super().__init__()
-        self.config = config
+        self.config: Any = config
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         raise NotImplementedError

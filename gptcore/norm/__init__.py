@@ -1,5 +1,7 @@
 """Slot `norm`: normalisation of the last dimension. A kind is built with (config, width, dims)."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ..config import Dims
@@ -13,7 +15,8 @@ class Norm(nn.Module):
 
     def __init__(self, config: KindConfig, width: int, dims: Dims):
         super().__init__()
-        self.config, self.width = config, width
+        self.config: Any = config
+        self.width = width
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError

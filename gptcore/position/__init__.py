@@ -5,6 +5,7 @@ keys (`rotate`), and, before anything is built, on what it demands of an attenti
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ class Position(nn.Module):
 
     def __init__(self, config: KindConfig, dims: Dims, head_widths: frozenset[int]):
         super().__init__()
-        self.config = config
+        self.config: Any = config
 
     def embed(self, x_BTC: Tensor, start: int) -> Tensor:
         """Token embeddings with position; `start` is the position of the first token."""

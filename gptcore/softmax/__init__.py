@@ -4,6 +4,8 @@ A kind defines `weights`; one with a fused form also overrides `attend`. Legend:
 heads, T queries, S keys, D head width, E value width.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ class Softmax(nn.Module):
 
     def __init__(self, config: KindConfig, dims: Dims, heads: int):
         super().__init__()
-        self.config = config
+        self.config: Any = config
 
     def weights(self, scores_BHTS: Tensor, live_TS: Tensor) -> Tensor:
         """Weights of the shape of the scores, exactly zero where `live_TS` is False."""

@@ -96,5 +96,10 @@ def random_models(count: int, seed: int) -> list[GPTConfig]:
 
 def random_config(model: GPTConfig, seed: int) -> Config:
     rng = random.Random(seed)
-    train = TrainConfig(seed=rng.randrange(10), learning_rate=rng.choice([1e-3, 3e-4, 5e-5]), schedule=rng.choice(["cosine", "constant"]), max_iters=rng.choice([7, 9]))
+    train = TrainConfig(
+        seed=rng.randrange(10),
+        learning_rate=rng.choice([1e-3, 3e-4, 5e-5]),
+        schedule=rng.choice(["cosine", "constant"]),
+        max_iters=rng.choice([7, 9]),
+    )
     return Config(model=model, train=train)

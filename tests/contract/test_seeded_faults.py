@@ -97,11 +97,17 @@ def wrong_inner_dimension(patch):
 
 def wrong_scale_in_fused_form(patch):
     original = ExactSoftmax.attend
-    patch.setattr(ExactSoftmax, "attend", lambda self, *a, scale, dropout: original(self, *a, scale=2 * scale, dropout=dropout))
+    patch.setattr(
+        ExactSoftmax, "attend", lambda self, *a, scale, dropout: original(self, *a, scale=2 * scale, dropout=dropout)
+    )
 
 
 def undeclared_gamma(patch):
-    patch.setattr(ConSmax, "declare", staticmethod(lambda config, g, scores, heads: g.pointwise("consmax", scores, g.weight("beta", heads), exp=1)))
+    patch.setattr(
+        ConSmax,
+        "declare",
+        staticmethod(lambda config, g, scores, heads: g.pointwise("consmax", scores, g.weight("beta", heads), exp=1)),
+    )
 
 
 def oversized_cache(patch):
@@ -144,7 +150,9 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("check, fault, config, extra", [(*f[:3], f[3:]) for f in FAULTS], ids=lambda v: getattr(v, "__name__", ""))
+@pytest.mark.parametrize(
+    "check, fault, config, extra", [(*f[:3], f[3:]) for f in FAULTS], ids=lambda v: getattr(v, "__name__", "")
+)
 def test_fault_turns_the_check_red(check, fault, config, extra, monkeypatch):
     check(config, *extra)  # green without the fault
     fault(monkeypatch)

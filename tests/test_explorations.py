@@ -1,0 +1,67 @@
+"""Every exploration loads; the quickstart runs from the command line to samples and a report."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from gptcore.cli import main
+from gptcore.config import identity
+from gptcore.loader import load
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(p for p in (ROOT / "explorations").rglob("*") if p.suffix in (".yaml", ".json"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
+def test_it_loads(path):
+    assert load(path).config.model.n_layer > 0
+
+
+def test_the_comparison_is_fair():
+    """Both tiny Shakespeare configurations train alike and have the same size within 1 %."""
+    from gptcore.model import GPT
+
+    plain, best = (load(ROOT / "explorations" / f"tinyshakespeare_{n}.yaml").config for n in ("gpt2", "best"))
+    assert plain.train == best.train and plain.data == best.data
+    sizes = [GPT(c.with_vocab(65).model).parameter_count() for c in (plain, best)]
+    assert abs(sizes[0] - sizes[1]) < 0.02 * sizes[0]
+
+
+def test_quickstart_end_to_end(corpus, tmp_path, monkeypatch, capsys):
+    """The quickstart on a small corpus for 20 steps: everything it promises is there, and it can be run again."""
+    monkeypatch.chdir(tmp_path)
+    quickstart = str(ROOT / "explorations" / "quickstart.yaml")
+    small = ["train.max_iters=20", "--eval_interval=10", "--eval_iters=2", f"data.dataset={corpus}", "--device=cpu"]
+    command = ["train", quickstart, *small, "--sample_start=the", "--sample_tokens=20"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    (folder,) = (tmp_path / "out").iterdir()
+    config = load(quickstart, command[2:]).config
+    assert folder.name == f"quickstart-{identity(config)[:8]}"
+    for name in (
+        "config.yaml",
+        "run.json",
+        "metrics.csv",
+        "best.pt",
+        "last.pt",
+        "samples.txt",
+        "ppa/report.md",
+        "ppa/ops.csv",
+    ):
+        assert (folder / name).exists(), name
+    assert str(folder.relative_to(tmp_path)) in shown and "gptcore sample" in shown and "best validation loss" in shown
+    report = json.loads((folder / "ppa" / "report.json").read_text())
+    assert report["config_hash"] == identity(config)
+    assert report["totals"]["params"] == json.loads((folder / "run.json").read_text())["parameters"]
+    assert report["checks"] and all(check["status"] == "pass" for check in report["checks"])
+    with open(folder / "metrics.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 3
+    before = (folder / "last.pt").stat().st_mtime_ns
+    assert main(command) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert (folder / "last.pt").stat().st_mtime_ns == before
+    assert main(["sample", "--out_dir", str(folder), "--start", "the", "--max_new_tokens", "10"]) == 0
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    assert main(["ppa", "report", str(folder)]) == 0
