@@ -18,36 +18,14 @@ import torch
 
 from .config import Config, GPTConfig
 from .errors import CheckpointError
+from .files import sync_folder, write_atomically
 from .model import GPT
 
 FORMAT = 1
 
 
-def write_atomically(path: Path, write) -> None:
-    """Calls `write(binary file)` on a temporary neighbour, forces it to disk, and puts it in the place of `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_atomically(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read_run(folder: Path) -> dict[str, Any]:

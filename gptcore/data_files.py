@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from .errors import DataError, UserError
+from .files import sync_folder
 
 SPLITS = ("train", "val")
 META = "meta.pkl"
@@ -98,23 +99,6 @@ def read_meta(path: Path | str) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise DataError(f"{path} holds a {type(meta).__name__}, not the dict of a meta.pkl.\n{advice(path.parent)}")
     return meta
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the renames in `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def fresh_staging(folder: Path) -> Path:

@@ -34,9 +34,9 @@ from .data_files import (
     fresh_staging,
     read_meta,
     recorded,
-    write_synced,
 )
 from .errors import DataError, UserError
+from .files import write_synced
 
 READ_BYTES = 2**20
 MIN_SPLIT_TOKENS = 2  # one input and its target

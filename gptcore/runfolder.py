@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Restored, read_newest, read_run, write_atomically
+from .checkpoint import Restored, config_of, read_newest, read_run
 from .config import Config, GPTConfig, canonical, difference
 from .distributed import World
 from .errors import UserError
+from .files import write_atomically
 from .yamlfile import dump
 
 
@@ -79,7 +80,7 @@ def begin(config: Config, folder: Path, run_identity: str, where: World) -> Star
         messages += [f"changed since: {_settings_changed(folder, config)}"] if recorded != run_identity else []
     if where.is_main:
         text = f"# identity {run_identity}\n{dump(config.model_dump(mode='json'))}"
-        write_atomically(folder / "config.yaml", lambda file: file.write(text.encode()))
+        write_atomically(folder / "config.yaml", text.encode())
     return Start(config, restored, weights, messages)
 
 
@@ -89,13 +90,12 @@ def _check_same_architecture(folder: Path, restored: Restored, config: Config) -
         return
     rows = "\n".join(f"  {key}: {old} -> {new}" for key, (old, new) in difference(trained, config.model).items())
     raise UserError(
-        f"{folder} was trained with another architecture:\n{rows}\nchoose another --out_dir, or undo the change"
+        f"{folder} was trained with another architecture:\n{rows}\n"
+        f"choose another --out_dir, or undo the change ({folder}/config.yaml holds its settings)"
     )
 
 
 def _settings_changed(folder: Path, config: Config) -> str:
-    from .checkpoint import config_of
-
     changed = difference(config_of(folder), config)
     changed = {key: pair for key, pair in changed.items() if key not in ("train.out_dir", "train.init_from")}
     return ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in changed.items()) or "an unknown difference"
@@ -104,7 +104,8 @@ def _settings_changed(folder: Path, config: Config) -> str:
 def _pretrained(config: Config) -> tuple[Config, dict[str, Any]]:
     from .pretrained import load_pretrained
 
-    model, weights = load_pretrained(config.train.init_from)
+    wanted = config.model.block_size if "block_size" in config.model.model_fields_set else None
+    model, weights = load_pretrained(config.train.init_from, block_size=wanted)
     model = model.model_copy(update={"dropout": config.model.dropout, "bits": config.model.bits})
     return config.model_copy(update={"model": model}), weights
 

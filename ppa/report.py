@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from gptcore.checkpoint import write_atomically
 from gptcore.config import Config
 from gptcore.config import identity as identity_of
 from gptcore.errors import UserError
+from gptcore.files import write_atomically
 from gptcore.ops import PRIMITIVES, Bits
 from gptcore.registry import nearest
 
@@ -141,8 +141,7 @@ def write_report(report: Mapping[str, Any], folder: str | Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file_name, render in texts.items():
-            content = render(report).encode()
-            write_atomically(folder / file_name, lambda file, content=content: file.write(content))
+            write_atomically(folder / file_name, render(report).encode())
             paths.append(folder / file_name)
     except OSError as error:
         raise UserError(f"cannot write the report into {folder}: {error.strerror}; choose another with -o") from error

@@ -286,6 +286,71 @@ def test_validation_batches_are_the_same_each_time(settings, reference):
     assert rows(again.folder) == rows(reference.folder) and same_state(again.folder, reference.folder)
 
 
+def test_starting_from_gpt2_weights(settings, tmp_path):
+    """Fine-tuning starts at the loss that transformers computes for the same weights, and resumes like any run."""
+    transformers = pytest.importorskip("transformers")
+    from gptcore.data import eval_batches, open_dataset
+
+    dataset = open_dataset(settings["data"]["dataset"])
+    torch.manual_seed(3)
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=dataset.vocab_size,
+            n_positions=16,
+            n_embd=24,
+            n_layer=2,
+            n_head=3,
+            bos_token_id=0,
+            eos_token_id=0,
+            attn_pdrop=0.0,
+            embd_pdrop=0.0,
+            resid_pdrop=0.0,
+            initializer_range=0.3,
+        )  # fmt: skip
+    ).eval()
+    theirs.save_pretrained(tmp_path / "weights")
+    losses = []
+    for x, y in eval_batches(dataset.val, batches=3, batch_size=4, block_size=16):
+        logits = theirs(x).logits
+        losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten()).item())
+    plain = {**settings, "model": {"dropout": 0.1}}
+    result = run(plain, init_from=str(tmp_path / "weights"), learning_rate=1e-3)
+    assert float(rows(result.folder)[0]["val_loss"]) == pytest.approx(sum(losses) / 3, abs=1e-4)
+    assert checkpoint.config_of(result.folder).model.n_embd == 24
+    again = run(plain, init_from=str(tmp_path / "weights"), learning_rate=1e-3)
+    assert again.step == result.step and rows(again.folder) == rows(result.folder)
+
+
+def test_gpt2_initialisation():
+    """Standard deviation 0.02, smaller by sqrt(2 layers) into the residual stream; zero biases, unit gains."""
+    from gptcore.model import GPT
+
+    torch.manual_seed(0)
+    config = from_dict({"model": {"n_layer": 8, "n_embd": 128, "vocab_size": 500, "attention": {"n_head": 4}}})
+    model = GPT(config.model)
+    for name, p in model.named_parameters():
+        if p.dim() == 2:
+            expected = 0.02 / math.sqrt(2 * 8) if "c_proj" in name else 0.02
+            # the sample deviation of n values has a relative error of 1 / sqrt(2 n); allow six of them
+            assert abs(p.std().item() / expected - 1) < 6 / math.sqrt(2 * p.numel()), name
+            assert abs(p.mean().item()) < 6 * expected / math.sqrt(p.numel()), name
+        else:
+            gain = name.rsplit(".", 2)[-2].startswith("ln_") and name.endswith("weight")
+            assert torch.equal(p, torch.full_like(p, 1.0 if gain else 0.0)), name
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_tensorboard_events(settings):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = run(settings, tensorboard=True)
+    events = EventAccumulator(str(result.folder / "tensorboard"))
+    events.Reload()
+    written = [(str(e.step), pytest.approx(e.value)) for e in events.Scalars("val_loss")]
+    assert written == [(r["step"], float(r["val_loss"])) for r in rows(result.folder) if r["val_loss"]]
+
+
 def test_command_line_errors(settings, tmp_path, capsys):
     assert main(["train", str(tmp_path / "missing.yaml")]) == 2
     assert "no configuration file" in capsys.readouterr().err

@@ -2,7 +2,11 @@
 # Prepares tiny Shakespeare from a local copy: ./get_dataset.sh [FILE], or put it here as input.txt.
 set -eu
 cd "$(dirname "$0")"
-PYTHON="${PYTHON:-$([ -x ../../.venv/bin/python ] && echo ../../.venv/bin/python || echo python3)}"
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=python3
+    [ ! -x ../../.venv/bin/python ] || PYTHON=../../.venv/bin/python
+fi
+export PYTHONPATH="$(cd ../.. && pwd)${PYTHONPATH:+:$PYTHONPATH}"
 SHA256=86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed
 source="${1:-input.txt}"
 if [ ! -f "$source" ]; then

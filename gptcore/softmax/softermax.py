@@ -13,16 +13,10 @@ from .softmax import ExactSoftmax
 class Softermax(ExactSoftmax):
     """2^(s - max) / sum(2^(s - max)); equal to softmax of ln(2) s, so the fused path only changes the scale."""
 
+    exponential = "exp2"
+
     def weights(self, scores_BHTS, live_TS):
         return super().weights(scores_BHTS * math.log(2), live_TS)
 
     def attend(self, q_BHTD, k_BKSD, v_BKSE, mask, *, scale, dropout) -> Tensor:
         return fused_attention(q_BHTD, k_BKSD, v_BKSE, mask, scale=scale * math.log(2), dropout=dropout)
-
-    @staticmethod
-    def declare(config, g, scores, heads):
-        scaled = g.pointwise("scale", scores, role="intermediate", mul=1)
-        highest = g.reduce("max", scaled, max=1)
-        e = g.pointwise("exp2", scaled, highest, role="intermediate", add=1, exp2=1)
-        total = g.reduce("sum", e, add=1)
-        return g.pointwise("div", e, total, role="intermediate", div=1)

@@ -11,6 +11,8 @@ from . import Softmax, fused_attention, masked_exponential
 class ExactSoftmax(Softmax):
     """exp(s - max) / sum(exp(s - max))."""
 
+    exponential = "exp"  # the primitive that the operation list names
+
     def weights(self, scores_BHTS, live_TS):
         e = masked_exponential(scores_BHTS, live_TS)
         return e / e.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(e.dtype).tiny)
@@ -18,10 +20,10 @@ class ExactSoftmax(Softmax):
     def attend(self, q_BHTD, k_BKSD, v_BKSE, mask, *, scale, dropout) -> Tensor:
         return fused_attention(q_BHTD, k_BKSD, v_BKSE, mask, scale=scale, dropout=dropout)
 
-    @staticmethod
-    def declare(config, g, scores, heads):
+    @classmethod
+    def declare(cls, config, g, scores, heads):
         scaled = g.pointwise("scale", scores, role="intermediate", mul=1)
         highest = g.reduce("max", scaled, max=1)
-        e = g.pointwise("exp", scaled, highest, role="intermediate", add=1, exp=1)
+        e = g.pointwise(cls.exponential, scaled, highest, role="intermediate", add=1, **{cls.exponential: 1})
         total = g.reduce("sum", e, add=1)
         return g.pointwise("div", e, total, role="intermediate", div=1)
