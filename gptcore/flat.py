@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from .config import LAYER_FIELDS, Config
-from .registry import Slot, Strict, kinds, nearest, slot_of, switches
+from .config import Config, GPTConfig
+from .registry import Strict, kinds, nearest, slot_of, switches
 from .yamlfile import Key, parse_value
 
 SECTIONS = tuple(Config.model_fields)
@@ -101,7 +101,7 @@ def place(pairs: Iterable[tuple[tuple[Key, ...], Any]], below: dict, problems: l
     for path, value in pairs:
         key = path[0]
         if len(path) > 1 or key in SECTIONS:
-            _set(tree, path, value, problems)
+            _set(tree, path, value)
         else:
             later.append((key, value))
     for key, value in sorted(later, key=lambda item: item[0] not in _kind_aliases()):  # kinds before their knobs
@@ -109,7 +109,7 @@ def place(pairs: Iterable[tuple[tuple[Key, ...], Any]], below: dict, problems: l
             _switch(tree, below, key, value, chosen, problems)
         elif key in flat_names():
             target = _choose(flat_names()[key].paths, tree, below)
-            _set(tree, tuple(Key(part, key.mark) for part in target), value, problems)
+            _set(tree, tuple(Key(part, key.mark) for part in target), value)
         else:
             what = "option --" if key.mark.startswith(_COMMAND) else "key "
             hint = nearest(key, [*_all_names(), *SECTIONS])
@@ -122,7 +122,7 @@ def _kind_aliases() -> frozenset[str]:
     return frozenset(n for n, t in flat_names().items() if t.paths[0][-1] == "kind") | frozenset(switches())
 
 
-def _set(tree: dict, path: tuple[Key, ...], value: Any, problems: list[str]) -> None:
+def _set(tree: dict, path: tuple[Key, ...], value: Any) -> None:
     for part in path[:-1]:
         node = tree.get(part)
         if isinstance(node, str):  # a kind written as its bare name
@@ -143,25 +143,25 @@ def _get(tree: Any, path: tuple[str, ...]) -> Any:
     return tree
 
 
-def _kind_at(path: tuple[str, ...], tree: dict, below: dict) -> str | None:
-    """The kind chosen for the slot at `path`, by this source or by what is below it."""
-    slot: Slot | None = None
+def _walk(path: tuple[str, ...], tree: dict, below: dict) -> list[str | None] | None:
+    """The kind chosen at each step (None where there is no slot), by this source, by what is below it, or by default.
+
+    None as a whole when the chosen kinds have no such path.
+    """
     cls: type[Strict] | None = Config
-    kind = None
+    found: list[str | None] = []
     for i, part in enumerate(path):
         info = cls.model_fields.get(part) if cls else None
         if info is None:
             return None
-        slot = slot_of(info)
-        here = path[: i + 1]
+        slot, kind = slot_of(info), None
+        cls = info.annotation if isinstance(info.annotation, type) and issubclass(info.annotation, Strict) else None
         if slot:
-            kind = next(
-                (slot.kind_of(v) for v in (_get(tree, here), _get(below, here)) if _names_kind(v)), slot.default
-            )
-            cls = kinds(slot.name)[kind].Config if kind in kinds(slot.name) else None  # type: ignore
-        else:
-            cls = info.annotation if isinstance(info.annotation, type) and issubclass(info.annotation, Strict) else None
-    return kind if slot else None
+            values = (_get(source, path[: i + 1]) for source in (tree, below))
+            kind = next((slot.kind_of(value) for value in values if _names_kind(value)), slot.default)
+            cls = kinds(slot.name)[kind].Config if kind in kinds(slot.name) else None
+        found.append(kind)
+    return found
 
 
 def _names_kind(value: Any) -> bool:
@@ -170,31 +170,15 @@ def _names_kind(value: Any) -> bool:
 
 def _choose(paths: tuple[tuple[str, ...], ...], tree: dict, below: dict) -> tuple[str, ...]:
     """Of several nested homes of a flat name, the first that exists in the chosen kinds, else the first."""
-    for path in paths:
-        cls: type[Strict] | None = Config
-        for i, part in enumerate(path):
-            info = cls.model_fields.get(part) if cls else None
-            if info is None:
-                break
-            slot = slot_of(info)
-            if slot:
-                kind = _kind_at(path[: i + 1], tree, below)
-                cls = kinds(slot.name)[kind].Config if kind in kinds(slot.name) else None  # type: ignore
-                if part == path[-2:][0] and path[-1] == "kind":
-                    return path
-            else:
-                cls = info.annotation if isinstance(info.annotation, type) else None
-        else:
-            return path
-    return paths[0]
+    return next((path for path in paths if _walk(path, tree, below) is not None), paths[0])
 
 
 def _switch(tree: dict, below: dict, key: Key, value: Any, chosen: dict[str, Key], problems: list[str]) -> None:
     """True chooses the kind. False only leaves the kind it stands for; another kind chosen elsewhere stays."""
     slot, on, off = switches()[key]
-    path = next(p for p in _slot_paths() if p[-1] == slot)
-    default = slot_of(Config.model_fields["model"].annotation.model_fields[slot]).default  # type: ignore
-    current = _kind_at(path, tree, below)
+    path = ("model", slot)
+    default = slot_of(GPTConfig.model_fields[slot]).default  # type: ignore[union-attr]
+    current = (_walk(path, tree, below) or [None])[-1]
     if not isinstance(value, bool):
         problems.append(f"{key.mark}: {key} must be true or false, not {value!r}")
         return
@@ -209,12 +193,7 @@ def _switch(tree: dict, below: dict, key: Key, value: Any, chosen: dict[str, Key
         kind = default
     else:
         return
-    _set(tree, (*(Key(p, key.mark) for p in path), Key("kind", key.mark)), kind, problems)
+    _set(tree, (*(Key(p, key.mark) for p in path), Key("kind", key.mark)), kind)
 
 
-def _slot_paths() -> list[tuple[str, ...]]:
-    model = Config.model_fields["model"].annotation
-    return [("model", name) for name, info in model.model_fields.items() if slot_of(info)]  # type: ignore
-
-
-__all__ = ["LAYER_FIELDS", "SECTIONS", "Target", "flat_names", "parse_overrides", "place"]
+__all__ = ["SECTIONS", "Target", "flat_names", "parse_overrides", "place"]

@@ -85,6 +85,7 @@ class Screen:
         self.quiet, self.total, self._bar = quiet, total, None
         self._last_line = float("-inf")
         self._last_tokens: int | None = None
+        self._val_loss: float | None = None
         if not quiet and sys.stderr.isatty():
             from rich import progress
             from rich.console import Console
@@ -99,11 +100,12 @@ class Screen:
 
     def step(self, step: int, tokens: int, loss: float, val_loss: float | None) -> None:
         """`tokens` since the start of the run; the speed shown is that since the last line."""
+        self._val_loss = self._val_loss if val_loss is None else val_loss
         now = time.monotonic()
         plain_is_due = now - self._last_line >= self.PLAIN_INTERVAL_S or step == self.total
         if self.quiet or (self._bar is None and not plain_is_due):
             return
-        status = f"loss {loss:.3f}" + (f"  val {val_loss:.3f}" if val_loss is not None else "")
+        status = f"loss {loss:.3f}" + (f"  val {self._val_loss:.3f}" if self._val_loss is not None else "")
         if self._last_tokens is not None and now > self._last_line:
             status += f"  {(tokens - self._last_tokens) / (now - self._last_line):,.0f} tokens/s"
         self._last_line, self._last_tokens = now, tokens
