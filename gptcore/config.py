@@ -15,9 +15,17 @@ from pydantic import Field
 from .registry import KindConfig, Problem, Strict, impl, slot, slot_of
 
 
-def knob(default: Any, help: str, *, flat: tuple[str, ...] | None = None, cosmetic: bool = False, **constraint: Any):
-    """A field with documentation. `cosmetic` fields change nothing about the result and stay out of the identity."""
+def knob(
+    default: Any, help: str, *, flat: tuple[str, ...] | None = None, cosmetic: bool = False, neutral: Any = None,
+    **constraint: Any,
+):  # fmt: skip
+    """A field with documentation. `cosmetic` fields change nothing about the result and stay out of the identity.
+
+    A value `neutral` means the same as the default as far as the identity is concerned.
+    """
     extra: dict[str, Any] = {"cosmetic": True} if cosmetic else {}
+    if neutral is not None:
+        extra["neutral"] = neutral
     if flat is not None:
         extra["flat"] = list(flat)
     return Field(default, description=help, json_schema_extra=extra, **constraint)
@@ -133,7 +141,9 @@ class DataConfig(Strict):
 class TrainConfig(Strict):
     """One training run."""
 
-    init_from: str = knob("scratch", "scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a folder of weights")
+    init_from: str = knob(
+        "scratch", "scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a folder of weights", neutral="resume"
+    )
     seed: int = knob(1337, "seed of weights, data order and dropout", ge=0)
     batch_size: int = knob(12, "sequences per micro-batch", ge=1)
     gradient_accumulation_steps: int = knob(1, "micro-batches per step, over all processes", ge=1)
@@ -193,8 +203,8 @@ def canonical(config: Strict) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
-        extra = info.json_schema_extra or {}
-        if (isinstance(extra, dict) and extra.get("cosmetic")) or name == "layers":
+        extra: Any = info.json_schema_extra or {}
+        if extra.get("cosmetic") or name == "layers" or value == extra.get("neutral", ...):
             continue
         if isinstance(value, Strict) and not isinstance(value, KindConfig):
             if section := canonical(value):

@@ -47,13 +47,10 @@ class World:
         dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         return shared.item()
 
-    def broadcast(self, value: Any) -> Any:
-        """Rank 0's picklable value, on every rank. Only between processes of one job."""
-        if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+    def barrier(self) -> None:
+        """Waits for every process."""
+        if self.size > 1:
+            dist.barrier()
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:

@@ -62,7 +62,10 @@ def begin(config: Config, folder: Path, run_identity: str, where: World) -> Star
     restored = read_newest(folder)
     mode = config.train.init_from
     if restored is None and mode == "resume":
-        raise UserError(f"nothing to resume in {folder}: no checkpoint there (--out_dir names the run folder)")
+        name = folder.name.rsplit("-", 1)[0]
+        others = sorted(str(path.parent) for path in folder.parent.glob(f"{name}-*/last.pt"))
+        hint = f"; runs of that name: {', '.join(others)}" if others else ""
+        raise UserError(f"nothing to resume: no checkpoint in {folder} (--out_dir names the run folder{hint})")
     messages: list[str] = []
     weights = None
     if mode not in ("scratch", "resume"):

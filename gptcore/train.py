@@ -17,11 +17,12 @@ from .checkpoint import Restored, save
 from .config import Config, identity
 from .data import Dataset, Prefetcher, eval_batches, find_dataset, open_dataset, train_batch
 from .distributed import Parallel, World, world
-from .errors import UserError
+from .errors import RunError, UserError
 from .hostmemory import keep_freed_memory
 from .interrupt import Interrupt
 from .model import GPT
 from .optim import learning_rate, make_optimizer
+from .prepare import ensure_prepared
 from .runfolder import Start, begin, default_folder, open_folder
 from .runlog import Board, Metrics, Row, RunFile, Screen
 from .sample import continue_text
@@ -62,11 +63,20 @@ def train(config: Config, *, name: str = "run", quiet: bool = False) -> RunResul
     """
     run_identity = identity(config)
     with world(config.train.device) as where:
+        if where.is_main:
+            ensure_prepared(config.data.dataset)
+        where.barrier()
         dataset = open_dataset(find_dataset(config.data.dataset))
         folder = default_folder(config, name, run_identity)
-        with open_folder(folder, where):
-            start = begin(config.with_vocab(dataset.vocab_size), folder, run_identity, where)
-            return _Run(start, dataset, folder, run_identity, name, where, quiet).run()
+        try:
+            with open_folder(folder, where):
+                start = begin(config.with_vocab(dataset.vocab_size), folder, run_identity, where)
+                return _Run(start, dataset, folder, run_identity, name, where, quiet).run()
+        except OSError as error:
+            raise RunError(
+                f"cannot write into {folder}: {error.strerror or error}. Every checkpoint there is complete; "
+                "make room and run the same command again"
+            ) from error
 
 
 class _Run:
@@ -244,7 +254,12 @@ class _Run:
                     if status == "finished" and self._must_stop(interrupt.requested):
                         status, reason = "interrupted", "asked to stop"
                         self._checkpoint(best=False)
-        except BaseException as error:
+        except KeyboardInterrupt:
+            self._describe(status="interrupted", reason="stopped at once; resumes from the last checkpoint")
+            raise
+        except Exception as error:
+            if isinstance(error, OSError):  # a full disk, say: no use writing that onto it
+                raise
             self._describe(status="failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
             raise
         finally:

@@ -20,13 +20,13 @@ def test_it_loads(path):
 
 
 def test_the_comparison_is_fair():
-    """Both tiny Shakespeare configurations train alike and have the same size within 1 %."""
+    """Both tiny Shakespeare configurations train alike; the better one is not larger, nor more than 3 % smaller."""
     from gptcore.model import GPT
 
     plain, best = (load(ROOT / "explorations" / f"tinyshakespeare_{n}.yaml").config for n in ("gpt2", "best"))
     assert plain.train == best.train and plain.data == best.data
     sizes = [GPT(c.with_vocab(65).model).parameter_count() for c in (plain, best)]
-    assert abs(sizes[0] - sizes[1]) < 0.02 * sizes[0]
+    assert 0.97 * sizes[0] < sizes[1] <= sizes[0]
 
 
 def test_quickstart_end_to_end(corpus, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Training: exact resume whatever happens, refusals, divergence, budgets."""
 
 import csv
+import errno
 import math
 import os
 import signal
@@ -14,7 +15,7 @@ import torch
 from gptcore import checkpoint
 from gptcore.cli import main
 from gptcore.distributed import World
-from gptcore.errors import CheckpointError, UserError
+from gptcore.errors import CheckpointError, RunError, UserError
 from gptcore.loader import from_dict
 from gptcore.optim import learning_rate, make_optimizer
 from gptcore.runfolder import open_folder
@@ -109,6 +110,25 @@ def test_killed_at_any_rename_resumes_to_the_same_bits(settings, reference, monk
             assert same_state(folder, reference.folder)
         die_at += 3
     assert die_at > 15
+
+
+@pytest.mark.parametrize("sync", [2, 5, 8, 11])
+def test_full_disk_loses_nothing(sync, settings, reference, monkeypatch):
+    original, calls = os.fsync, []
+
+    def fsync(handle):
+        calls.append(handle)
+        if len(calls) >= sync:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(handle)
+
+    folder = reference.folder.parent / "full"
+    with monkeypatch.context() as m:
+        m.setattr(os, "fsync", fsync)
+        with pytest.raises(RunError, match="No space left on device"):
+            run(settings, out_dir=str(folder))
+    run(settings, out_dir=str(folder))
+    assert rows(folder) == rows(reference.folder) and same_state(folder, reference.folder)
 
 
 def spawn(settings, tmp_path, **changes):
@@ -215,9 +235,14 @@ def test_other_settings_need_an_explicit_resume(settings, reference):
     assert extended.status == "finished" and extended.step == 40
 
 
-def test_resume_of_nothing(settings, tmp_path):
+def test_resume_of_nothing(settings, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="nothing to resume"):
         run(settings, init_from="resume")
+    monkeypatch.chdir(tmp_path)
+    done = run(settings, out_dir=None)
+    with pytest.raises(UserError, match=f"runs of that name: {done.folder}"):
+        run(settings, out_dir=None, init_from="resume", max_iters=40)
+    assert run(settings, out_dir=None, init_from="resume").folder == done.folder  # `resume` names no other experiment
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

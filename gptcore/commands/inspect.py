@@ -57,7 +57,9 @@ def _print(runs, names: list[str], root: Path) -> None:
     from rich.table import Table
 
     kinds = [name for name in names if name.endswith(".kind")]
-    others = [name for name in names if not name.endswith(".kind")]
+    # A knob that only some kinds have says no more than the kind.
+    everywhere = set.intersection(*(set(r.settings) for r in runs if r.settings) or [set()])
+    others = [name for name in names if not name.endswith(".kind") and name in everywhere]
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("run", overflow="fold")
     table.add_column("status")
@@ -67,7 +69,7 @@ def _print(runs, names: list[str], root: Path) -> None:
         table.add_column(name.removesuffix(".kind").removeprefix("model.").replace("attention.", ""), overflow="fold")
     table.add_column("identity")
     if others:
-        table.add_column("also differs", overflow="fold")
+        table.add_column("also differs", overflow="ellipsis", no_wrap=True)
     for r in runs:
         name = str(r.folder.relative_to(root)) if r.folder != root else str(root)
         cells = [

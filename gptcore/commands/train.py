@@ -21,7 +21,6 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     from ..config import identity
     from ..loader import load
-    from ..prepare import ensure_prepared
     from ..runfolder import default_folder, is_finished
     from ..train import RunResult, train
 
@@ -30,10 +29,11 @@ def run(args) -> int:
     main_process = os.environ.get("RANK", "0") == "0"
     folder = default_folder(config, name, identity(config))
     if is_finished(folder, identity(config)):
-        print(f"{folder} is already trained with exactly these settings; nothing to do.\n{_next_steps(folder, args)}")
+        if main_process:
+            print(
+                f"{folder} is already trained with exactly these settings; nothing to do.\n{_next_steps(folder, args)}"
+            )
         return 0
-    if main_process:
-        ensure_prepared(config.data.dataset)
     result: RunResult = train(config, name=name, quiet=args.quiet)
     if not main_process:
         return result.exit_code
