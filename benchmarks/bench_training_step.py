@@ -16,7 +16,7 @@ from gptcore.distributed import World
 from gptcore.loader import from_dict
 from gptcore.prepare import prepare
 from gptcore.runfolder import Start
-from gptcore.train import _Run
+from gptcore.train import Trainer
 
 VOCAB = 65
 MODEL = {"n_layer": 4, "n_embd": 128, "block_size": 64, "vocab_size": VOCAB, "attention": {"n_head": 4}}
@@ -52,7 +52,7 @@ def make_step(tmp_path):
         folder = tmp_path / name.replace(" ", "_")
         folder.mkdir()
         world = World(0, 1, torch.device("cpu"))
-        run = _Run(Start(config), dataset, folder, identity(config), name, world, True)
+        run = Trainer(Start(config), dataset, folder, identity(config), name, world, True)
         return lambda x, y: run._update(x, y, 1e-3)
 
     return make

@@ -44,8 +44,13 @@ class Loaded:
 
 
 def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Loaded:
-    """Reads a configuration file (or none: the defaults), then overrides. ConfigError with all problems."""
+    """Reads a configuration file (or none: the defaults), then overrides. ConfigError with all problems.
+
+    A run folder stands for its config.yaml.
+    """
     problems: list[str] = []
+    if path is not None and (Path(path) / "config.yaml").is_file():
+        path = Path(path) / "config.yaml"
     raw = _read(Path(path), str(path), problems, ()) if path is not None else {}
     raw = merge(raw, place(parse_overrides(overrides, problems), raw, problems), Config)
     config = _validate(raw, problems)
@@ -57,13 +62,17 @@ def _read(path: Path, shown: str, problems: list[str], children: tuple[Path, ...
         problems.append(f"{shown}:1: `base:` leads back to this file")
         return {}
     content = read_mapping(path, shown, problems)
+    mark = next((key.mark for key in content if key == "base"), shown)
     base = content.pop("base", None)
     parent: dict = {}
     if isinstance(base, str):
-        folder = Path(shown).parent
-        parent = _read(path.parent / base, str(folder / base), problems, (*children, path.resolve()))
+        shown_base = str(Path(shown).parent / base)
+        if (path.parent / base).is_file():
+            parent = _read(path.parent / base, shown_base, problems, (*children, path.resolve()))
+        else:
+            problems.append(f"{mark}: base: no file {shown_base}; it is looked up relative to this file")
     elif base is not None:
-        problems.append(f"{shown}:1: `base:` must be one file name, relative to this file")
+        problems.append(f"{mark}: `base:` must be one file name, relative to this file")
     pairs = [((key,), value) for key, value in content.items()]
     return merge(parent, place(pairs, parent, problems), Config)
 

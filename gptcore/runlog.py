@@ -81,7 +81,7 @@ class Screen:
 
     PLAIN_INTERVAL_S = 5.0
 
-    def __init__(self, total: int, start: int, quiet: bool):
+    def __init__(self, total: int, quiet: bool):
         self.quiet, self.total, self._bar = quiet, total, None
         self._last_line = float("-inf")
         self._last_tokens: int | None = None
@@ -95,7 +95,7 @@ class Screen:
                 progress.TextColumn("{task.fields[status]}"), progress.TimeRemainingColumn(),
                 console=Console(stderr=True),
             )  # fmt: skip
-            self._task = self._bar.add_task("training", total=total, completed=start, status="")
+            self._task = self._bar.add_task("training", total=total, status="")
             self._bar.start()
 
     def step(self, step: int, tokens: int, loss: float, val_loss: float | None) -> None:

@@ -71,7 +71,7 @@ def train(config: Config, *, name: str = "run", quiet: bool = False) -> RunResul
         try:
             with open_folder(folder, where):
                 start = begin(config.with_vocab(dataset.vocab_size), folder, run_identity, where)
-                return _Run(start, dataset, folder, run_identity, name, where, quiet).run()
+                return Trainer(start, dataset, folder, run_identity, name, where, quiet).run()
         except OSError as error:
             raise RunError(
                 f"cannot write into {folder}: {error.strerror or error}. Every checkpoint there is complete; "
@@ -79,13 +79,18 @@ def train(config: Config, *, name: str = "run", quiet: bool = False) -> RunResul
             ) from error
 
 
-class _Run:
+class Trainer:
+    """One run from its start or its checkpoint to its end. `train` makes one; a benchmark may drive it step by step."""
+
     def __init__(self, start: Start, dataset: Dataset, folder: Path, run_id: str, name: str, where: World, quiet: bool):
         self.config = start.config
         self.dataset, self.folder, self.where, self.identity = dataset, folder, where, run_id
         t, m = self.config.train, self.config.model
         assert m.vocab_size is not None
         dataset.check(m.vocab_size, m.block_size)
+        self.tokenizer = dataset.tokenizer() if t.sample_tokens else None
+        if self.tokenizer is not None:
+            self.tokenizer.encode(t.sample_start)  # a prompt that the vocabulary lacks is found now, not at step 250
         self.sequences = t.batch_size * t.gradient_accumulation_steps
         if self.sequences % where.size:
             raise UserError(f"{self.sequences} sequences a step cannot be shared equally by {where.size} processes")
@@ -104,14 +109,11 @@ class _Run:
         self.optimizer = make_optimizer(self.model, t)
         self.scaler = torch.amp.GradScaler(where.device.type, enabled=t.dtype == "float16")
         self.progress = Progress()
-        self.screen = Screen(t.max_iters, 0, quiet or not where.is_main)
+        self.screen = Screen(t.max_iters, quiet or not where.is_main)
         for message in start.messages:
             self.screen.say(message)
         if start.restored is not None:
             self._restore(start.restored)
-        self.tokenizer = dataset.tokenizer() if t.sample_tokens else None
-        if self.tokenizer is not None:
-            self.tokenizer.encode(t.sample_start)  # a prompt that the vocabulary lacks is found now, not at step 250
         self.diverged_above = t.diverge_factor * math.log(m.vocab_size)
         self.run_file = RunFile(
             folder,
@@ -183,7 +185,7 @@ class _Run:
         return torch.autocast(self.where.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
     def _update(self, x: torch.Tensor, y: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """One optimizer step on this process's sequences; returns (mean loss of all processes, gradient norm)."""
+        """One optimizer step on this process's sequences; returns (their mean loss, gradient norm of all)."""
         t = self.config.train
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -206,7 +208,7 @@ class _Run:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return self.where.mean(total), norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return total, norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -287,7 +289,7 @@ class _Run:
         evaluate = p.step % t.eval_interval == 0 or last or over_budget is not None
         if not evaluate and p.step % t.log_interval:
             return None
-        train_loss = loss.item() if loss is not None else None
+        train_loss = self.where.mean(loss).item() if loss is not None else None
         if train_loss is not None and not train_loss <= self.diverged_above:
             return self._diverged(f"training loss {train_loss:.4g} at step {p.step}")
         val_loss = self.evaluate() if evaluate else None

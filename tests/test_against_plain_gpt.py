@@ -14,7 +14,7 @@ from gptcore.data import find_dataset, open_dataset, train_batch
 from gptcore.distributed import World
 from gptcore.loader import from_dict
 from gptcore.runfolder import Start
-from gptcore.train import _Run
+from gptcore.train import Trainer
 
 STEPS = 20
 NAMES = {
@@ -42,7 +42,7 @@ def test_same_losses_as_a_plain_gpt(fault, corpus, tmp_path, monkeypatch):
         "model": {"n_layer": 2, "n_embd": 32, "block_size": 16, "attention": {"n_head": 4}},
         "data": {"dataset": corpus}, "train": {"device": "cpu", "batch_size": 8, "learning_rate": 1e-3},
     }).with_vocab(dataset.vocab_size)  # fmt: skip
-    run = _Run(Start(config), dataset, tmp_path, identity(config), "x", World(0, 1, torch.device("cpu")), True)
+    run = Trainer(Start(config), dataset, tmp_path, identity(config), "x", World(0, 1, torch.device("cpu")), True)
     module = yardstick()
     plain = module.PlainGPT(dataset.vocab_size, 16, layers=2, heads=4, width=32)
     ours = run.model.state_dict()

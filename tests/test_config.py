@@ -82,6 +82,7 @@ def test_impossible_combinations_are_reported_with_the_rest(write):
         ("train: {min_lr: 1.0}", "exceeds learning_rate"),
         ("base: [a, b]", "must be one file name"),
         ("base: c.yaml", "leads back"),
+        ("\nbase: d.yaml", "c.yaml:2: base: no file"),
         ("use_rotary_embeddings: 1", "must be true or false"),
         ("use_rotary_embeddings: true\nuse_abs_pos_embeddings: true", "contradict"),
     ],

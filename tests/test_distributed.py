@@ -94,9 +94,9 @@ def test_sequences_must_divide(corpus, tmp_path, monkeypatch):
     from gptcore.distributed import World
     from gptcore.errors import UserError
     from gptcore.runfolder import Start
-    from gptcore.train import _Run
+    from gptcore.train import Trainer
 
     config = from_dict(settings(corpus, tmp_path, "ddp"))
     start = Start(config.with_vocab(27))
     with pytest.raises(UserError, match="16 sequences a step cannot be shared equally by 3 processes"):
-        _Run(start, open_dataset(find_dataset(corpus)), tmp_path, "x", "x", World(0, 3, torch.device("cpu")), True)
+        Trainer(start, open_dataset(find_dataset(corpus)), tmp_path, "x", "x", World(0, 3, torch.device("cpu")), True)

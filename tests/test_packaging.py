@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gptcore.cli import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -21,6 +23,45 @@ def test_the_package_list_is_complete():
         for path in (ROOT / top).rglob("__init__.py")
     }
     assert listed == found
+
+
+def test_make_targets_are_short_and_call_what_exists():
+    text = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^([a-z-]+):.*?##.*\n((?:\t.*\n)*)", text, re.M)
+    assert {name for name, _ in targets} >= {
+        "help",
+        "setup",
+        "train",
+        "sample",
+        "report",
+        "inspect",
+        "test",
+        "check",
+        "bench",
+    }
+    for name, recipe in targets:
+        assert len(recipe.splitlines()) <= 3, name
+        done = subprocess.run(["make", "-n", name], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        for command in re.findall(r"bin/gptcore (\w+)", done.stdout):
+            assert command in COMMANDS
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_benchmarks_can_be_collected():
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "benchmarks",
+        "-o",
+        "python_files=bench_*.py",
+        "--collect-only",
+        "-m",
+        "",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "bench_training_step.py" in done.stdout, done.stdout + done.stderr
 
 
 def test_transformers_and_lm_eval_import_with_our_kernels_in_front():
