@@ -160,11 +160,9 @@ class Trainer:
         t = self.config.train
         if self.tokenizer is None or not self.progress.step or not (self.where.is_main or self.parallel.mode == "fsdp"):
             return
-        self.model.eval()
         drawn = continue_text(
             self.model, self.tokenizer, t.sample_start, max_new_tokens=t.sample_tokens, seed=t.seed, temperature=0.8
         )
-        self.model.train()
         if self.where.is_main:
             text = f"--- step {self.progress.step} ---\n{drawn.texts[0]}\n"
             with open(self.folder / "samples.txt", "a", encoding="utf-8") as file:
