@@ -131,6 +131,11 @@ class Trainer:
         payload = restored.payload
         if restored.warning:
             self.screen.say(f"warning: {restored.warning}")
+        if _tokens_of(payload["tokenizer"]) != _tokens_of(self.dataset.meta):
+            raise UserError(
+                f"{self.dataset.folder} does not hold the tokens that {self.folder} was trained on: it was prepared "
+                "anew from another text or tokenizer. Bring them back, or choose another --out_dir"
+            )
         self.parallel.load(self.optimizer, payload["model"], payload["optimizer"])
         self.scaler.load_state_dict(payload["scaler"])
         self.progress = Progress(**payload["progress"])
@@ -328,3 +333,8 @@ class Trainer:
     def _diverged(self, what: str) -> tuple[str, str]:
         limit = f"limit {self.diverged_above:.3g} = diverge_factor x ln(vocabulary)"
         return "diverged", f"{what} ({limit}); the last good checkpoint is kept, try a smaller learning_rate"
+
+
+def _tokens_of(meta: dict[str, Any] | None) -> dict[str, Any]:
+    """What identifies the tokens of a data set: vocabulary, and sizes and checksums of the files where recorded."""
+    return {key: (meta or {}).get(key) for key in ("tokenizer", "vocab_size", "stoi", "files")}

@@ -18,6 +18,7 @@ from gptcore.distributed import World
 from gptcore.errors import CheckpointError, RunError, UserError
 from gptcore.loader import from_dict
 from gptcore.optim import learning_rate, make_optimizer
+from gptcore.prepare import prepare
 from gptcore.runfolder import open_folder
 from gptcore.train import train
 
@@ -233,6 +234,15 @@ def test_other_settings_need_an_explicit_resume(settings, reference):
         run(settings, out_dir=str(reference.folder), max_iters=40)
     extended = run(settings, out_dir=str(reference.folder), max_iters=40, init_from="resume")
     assert extended.status == "finished" and extended.step == 40
+
+
+def test_resume_on_other_tokens_is_refused(settings, reference, tmp_path):
+    text = tmp_path / "other.txt"
+    text.write_text("the quick brown fox jumps over a lazy dog while seven kings of rome look on and sing " * 300)
+    prepare([text], tmp_path / "other", "char")
+    other = {**settings, "data": {"dataset": str(tmp_path / "other")}}
+    with pytest.raises(UserError, match="does not hold the tokens"):
+        run(other, out_dir=str(reference.folder), max_iters=40, init_from="resume")
 
 
 def test_resume_of_nothing(settings, tmp_path, monkeypatch):
