@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import sys
 import time
 from dataclasses import dataclass, fields
@@ -63,6 +64,26 @@ class Metrics:
 
     def close(self) -> None:
         self._file.close()
+
+
+class SampleLog:
+    """samples.txt: what the model wrote at each checkpoint."""
+
+    HEAD = "--- step {} ---\n"
+
+    def __init__(self, folder: Path, resume_step: int | None):
+        self.path = folder / "samples.txt"
+        if self.path.exists():
+            sections = re.split(r"^(?=--- step \d+ ---$)", self.path.read_text(encoding="utf-8"), flags=re.M)
+            kept = [s for s in sections if resume_step is not None and s and int(s.split()[2]) <= resume_step]
+            write_atomically(self.path, "".join(kept).encode())
+
+    def write(self, step: int, text: str) -> str:
+        """Appends a sample; returns it with its heading."""
+        section = f"{self.HEAD.format(step)}{text}\n"
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(section)
+        return section
 
 
 class RunFile:

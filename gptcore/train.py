@@ -24,7 +24,7 @@ from .model import GPT
 from .optim import learning_rate, make_optimizer
 from .prepare import ensure_prepared
 from .runfolder import Start, begin, default_folder, open_folder
-from .runlog import Board, Metrics, Row, RunFile, Screen
+from .runlog import Board, Metrics, Row, RunFile, SampleLog, Screen
 from .sample import continue_text
 
 
@@ -169,10 +169,7 @@ class Trainer:
             self.model, self.tokenizer, t.sample_start, max_new_tokens=t.sample_tokens, seed=t.seed, temperature=0.8
         )
         if self.where.is_main:
-            text = f"--- step {self.progress.step} ---\n{drawn.texts[0]}\n"
-            with open(self.folder / "samples.txt", "a", encoding="utf-8") as file:
-                file.write(text)
-            self.screen.say(text)
+            self.screen.say(self.samples.write(self.progress.step, drawn.texts[0]))
 
     # -- one step ------------------------------------------------------------------------------------------------
 
@@ -239,6 +236,8 @@ class Trainer:
         resume_step = p.step if self.run_file.content["resumed_at"] is not None else None
         metrics = Metrics(self.folder, resume_step) if self.where.is_main else None
         board = Board(self.folder, t.tensorboard and self.where.is_main)
+        if self.where.is_main:
+            self.samples = SampleLog(self.folder, resume_step)
         self._describe()
         self.model.train()
         status, reason = "finished", ""

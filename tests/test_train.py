@@ -182,6 +182,19 @@ def test_kill_9_and_ctrl_c_of_a_real_process(settings, tmp_path):
     assert same_state(folder, undisturbed.folder)
 
 
+def test_samples_appear_once(settings, reference, tmp_path):
+    """Also those of steps that a killed process had already passed."""
+    long = {"sample_tokens": 5, "sample_start": "the", "out_dir": str(tmp_path / "sampled")}
+    folder = run(settings, **long).folder
+    whole = (folder / "samples.txt").read_text()
+    assert [line for line in whole.splitlines() if line.startswith("---")] == [
+        f"--- step {n} ---" for n in (10, 20, 30)
+    ]
+    os.replace(folder / "previous.pt", folder / "last.pt")  # as if killed after step 20
+    run(settings, **long)
+    assert (folder / "samples.txt").read_text() == whole
+
+
 def test_truncated_checkpoint_falls_back_to_the_one_before(settings, reference, capsys):
     folder = reference.folder
     before = checkpoint.read(folder / "previous.pt")["step"]
