@@ -10,16 +10,7 @@ import pytest
 import torch
 from yardstick import PlainGPT, PlainStep
 
-from gptcore.config import identity
-from gptcore.data import open_dataset
-from gptcore.distributed import World
-from gptcore.loader import from_dict
-from gptcore.prepare import prepare
-from gptcore.runfolder import Start
-from gptcore.train import Trainer
-
 VOCAB = 65
-MODEL = {"n_layer": 4, "n_embd": 128, "block_size": 64, "vocab_size": VOCAB, "attention": {"n_head": 4}}
 OURS = {
     "softmax": {},
     "consmax": {"attention": {"n_head": 4, "softmax": {"kind": "consmax"}}},
@@ -36,24 +27,15 @@ ROUNDS, WARMUP = 100, 10
 
 
 @pytest.fixture
-def make_step(tmp_path):
+def make_step(make_trainer):
     """name -> callable that takes one training step; names outside OURS are the yardstick."""
-    torch.set_num_threads(1)
-    text = tmp_path / "text.txt"
-    text.write_text("".join(chr(32 + i % VOCAB) for i in range(20_000)))
-    prepare([text], tmp_path / "data", "char")
-    dataset = open_dataset(tmp_path / "data")
 
     def make(name: str):
+        if name in OURS:
+            trainer = make_trainer(name, OURS[name])
+            return lambda x, y: trainer._update(x, y, 1e-3)
         torch.manual_seed(0)
-        if name not in OURS:
-            return PlainStep(PlainGPT(VOCAB, 64, 4, 4, 128), fused="fused" in name)
-        config = from_dict({"model": {**MODEL, **OURS[name]}, "train": {"device": "cpu", "batch_size": 12}})
-        folder = tmp_path / name.replace(" ", "_")
-        folder.mkdir()
-        world = World(0, 1, torch.device("cpu"))
-        run = Trainer(Start(config), dataset, folder, identity(config), name, world, True)
-        return lambda x, y: run._update(x, y, 1e-3)
+        return PlainStep(PlainGPT(VOCAB, 64, 4, 4, 128), fused="fused" in name)
 
     return make
 
