@@ -43,7 +43,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def save(folder: Path, payload: dict[str, Any], *, best: bool) -> None:
-    """Writes last.pt, keeping the old one as previous.pt, and links best.pt to the same state when `best`.
+    """Writes last.pt, keeping the old one as previous.pt, and best.pt with the same weights when `best`.
 
     Killed at any moment, at least one complete checkpoint remains under last.pt or previous.pt.
     """
@@ -100,7 +100,7 @@ def read_newest(folder: Path) -> Restored | None:
             try:
                 return Restored(read(path), path, "; ".join(failures) or None)
             except CheckpointError as error:
-                failures.append(f"{error}: falling back to the checkpoint before")
+                failures.append(f"{error}; falling back to the checkpoint before")
     if failures:
         raise CheckpointError("; ".join(failures) + ", but there is no readable one")
     return None

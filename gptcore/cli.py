@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 # command -> (module, one line of help). A module has add_arguments(parser) and run(args) -> exit code; if it sets
 # TAKES_CONFIG, then args.config is the configuration file (or None) and args.overrides what else is not an option.
@@ -23,6 +24,11 @@ COMMANDS = {
     "data": ("gptcore.commands.data", "prepare text for training"),
     "ppa": ("ppa.commands", "what a configuration costs in hardware"),
 }
+
+
+def cost_report() -> Any:
+    """The module that writes cost reports, for commands of this package; it belongs to the one above."""
+    return importlib.import_module("ppa.report")
 
 
 def build_parser(name: str) -> argparse.ArgumentParser:

@@ -212,13 +212,19 @@ def canonical(config: Strict) -> dict[str, Any]:
         elif name == "kind" or value != info.get_default(call_default_factory=True):  # type: ignore[call-arg]
             fields[name] = canonical(value) if isinstance(value, Strict) else value
     if isinstance(config, GPTConfig):
+        # What the settings of all layers come to; `norm` lives on in the norm before the head.
         layers = [canonical(layer) for layer in config.layer_configs()]
-        fields = {name: value for name, value in fields.items() if name not in LAYER_FIELDS} | {"layers": layers}
+        fields = {name: value for name, value in fields.items() if name not in LAYER_FIELDS}
+        fields |= {"layers": layers, "norm_output": canonical(config.output_norm())}
     return fields
 
 
 def identity(config: Strict) -> str:
-    """SHA-256 of the canonical JSON: equal for two ways of writing the same experiment."""
+    """SHA-256 of the canonical JSON, equal for two ways of writing the same experiment.
+
+    Order, names, base files, defaults spelled out and layer schedules make no difference. A null that stands for a
+    derived value (min_lr, n_kv_head, ...) and that value spelled out do.
+    """
     text = json.dumps(canonical(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

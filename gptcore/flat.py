@@ -59,30 +59,39 @@ def parse_overrides(arguments: Iterable[str], problems: list[str]) -> list[tuple
     while queue:
         token = queue.pop(0)
         mark = _COMMAND + token
+        name, equals, text = token.removeprefix("--").partition("=")
         if not token.startswith("--"):
-            name, equals, text = token.partition("=")
             if not equals or not name:
-                problems.append(f"{mark}: expected key.path=value or --name=value")
+                problems.append(f"{mark}: expected key.path=value or --name=value (a configuration file comes first)")
                 continue
-            pairs.append((tuple(Key(part, mark) for part in name.split(".")), parse_value(text)))
-            continue
-        name, equals, text = token[2:].partition("=")
-        negated = next(
-            (name[len(p) :] for p in ("no-", "no_") if name.startswith(p) and _is_bool(name[len(p) :])), None
-        )
-        if equals:
-            value = parse_value(text)
-        elif negated:
-            name, value = negated, False
-        elif _is_bool(name):
-            value = parse_value(queue.pop(0)) if queue and queue[0] in ("true", "false") else True
-        elif queue and not queue[0].startswith("--"):
-            value = parse_value(queue.pop(0))
-        else:
-            problems.append(f"{mark}: needs a value{nearest(name, _all_names()) if name not in _all_names() else ''}")
-            continue
-        pairs.append((tuple(Key(part, mark) for part in name.split(".")), value))
+        elif not equals:
+            negated = next((name[3:] for p in ("no-", "no_") if name.startswith(p) and _is_bool(name[3:])), None)
+            if negated:
+                name, text = negated, "false"
+            elif _is_bool(name):
+                text = queue.pop(0) if queue and queue[0].lower() in ("true", "false") else "true"
+            elif queue and not queue[0].startswith("--"):
+                text = queue.pop(0)
+            else:
+                known = _all_names()
+                problems.append(f"{mark}: needs a value{nearest(name, known) if name not in known else ''}")
+                continue
+        pairs.append((tuple(Key(part, mark) for part in name.split(".")), _typed(name, text)))
     return pairs
+
+
+def _typed(name: str, text: str) -> Any:
+    """A value as the field takes it: text stays text, True and False are what Python users write for yes and no."""
+    target = flat_names().get(name)
+    path = target.paths[0] if target else tuple(name.split("."))
+    cls: Any = Config
+    for part in path[:-1]:
+        info = cls.model_fields.get(part) if isinstance(cls, type) and issubclass(cls, Strict) else None
+        cls = info.annotation if info else None
+    info = cls.model_fields.get(path[-1]) if isinstance(cls, type) and issubclass(cls, Strict) else None
+    if info is not None and info.annotation in (str, str | None):
+        return None if text == "null" and info.annotation is not str else text
+    return parse_value(text.lower() if text in ("True", "False") else text)
 
 
 def _is_bool(name: str) -> bool:
@@ -94,22 +103,31 @@ def _all_names() -> list[str]:
 
 
 def place(pairs: Iterable[tuple[tuple[Key, ...], Any]], below: dict, problems: list[str]) -> dict:
-    """Puts values of one source into a nested tree. `below` is what the source will be merged onto."""
+    """Puts values of one source into a nested tree. `below` is what the source will be merged onto.
+
+    On the command line the last word counts; a file that says the same thing twice contradicts itself.
+    """
+    pairs = list(pairs)
+    kinds_only = [
+        (path, value) for path, value in pairs if len(path) > 1 or path[0] in SECTIONS or _names_a_kind(path[0])
+    ]
+    draft = _place(kinds_only, {}, below, []) if len(kinds_only) < len(pairs) else {}
+    return _place(pairs, draft, below, problems)
+
+
+def _place(pairs: list[tuple[tuple[Key, ...], Any]], draft: dict, below: dict, problems: list[str]) -> dict:
+    """`draft` holds the kinds that the pairs choose: the home of a flat name depends on them, wherever they stand."""
     tree: dict = {}
-    later: list[tuple[Key, Any]] = []
     chosen: dict[str, Key] = {}
     for path, value in pairs:
         key = path[0]
         if len(path) > 1 or key in SECTIONS:
-            _set(tree, path, value)
-        else:
-            later.append((key, value))
-    for key, value in sorted(later, key=lambda item: item[0] not in _kind_aliases()):  # kinds before their knobs
-        if key in switches():
+            _set(tree, path, value, problems)
+        elif key in switches():
             _switch(tree, below, key, value, chosen, problems)
         elif key in flat_names():
-            target = _choose(flat_names()[key].paths, tree, below)
-            _set(tree, tuple(Key(part, key.mark) for part in target), value)
+            target = _choose(flat_names()[key].paths, draft or tree, below)
+            _set(tree, tuple(Key(part, key.mark) for part in target), value, problems)
         else:
             what = "option --" if key.mark.startswith(_COMMAND) else "key "
             hint = nearest(key, [*_all_names(), *SECTIONS])
@@ -117,12 +135,13 @@ def place(pairs: Iterable[tuple[tuple[Key, ...], Any]], below: dict, problems: l
     return tree
 
 
-@cache
-def _kind_aliases() -> frozenset[str]:
-    return frozenset(n for n, t in flat_names().items() if t.paths[0][-1] == "kind") | frozenset(switches())
+def _names_a_kind(name: str) -> bool:
+    target = flat_names().get(name)
+    return name in switches() or (target is not None and target.paths[0][-1] == "kind")
 
 
-def _set(tree: dict, path: tuple[Key, ...], value: Any) -> None:
+def _set(tree: dict, path: tuple[Key, ...], value: Any, problems: list[str]) -> None:
+    """Sets a leaf, or every leaf of a mapping."""
     for part in path[:-1]:
         node = tree.get(part)
         if isinstance(node, str):  # a kind written as its bare name
@@ -133,8 +152,16 @@ def _set(tree: dict, path: tuple[Key, ...], value: Any) -> None:
         tree[part] = node
         tree = node
     last = path[-1]
-    old = tree.pop(last, None)
-    tree[last] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    if isinstance(value, dict) and isinstance(tree.get(last), (dict, str)):
+        for key, child in value.items():
+            _set(tree, (last, key), child, problems)
+        return
+    earlier = next((key for key in tree if key == last), None)
+    in_file = not getattr(last, "mark", _COMMAND).startswith(_COMMAND)
+    if earlier is not None and in_file and not isinstance(tree[last], dict):
+        problems.append(f"{last.mark}: {last} is given twice, first at {earlier.mark}")
+    tree.pop(last, None)
+    tree[last] = value
 
 
 def _get(tree: Any, path: tuple[str, ...]) -> Any:
@@ -193,7 +220,7 @@ def _switch(tree: dict, below: dict, key: Key, value: Any, chosen: dict[str, Key
         kind = default
     else:
         return
-    _set(tree, (*(Key(p, key.mark) for p in path), Key("kind", key.mark)), kind)
+    _set(tree, (*(Key(p, key.mark) for p in path), Key("kind", key.mark)), kind, problems)
 
 
 __all__ = ["SECTIONS", "Target", "flat_names", "parse_overrides", "place"]

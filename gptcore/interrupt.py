@@ -14,6 +14,8 @@ class Interrupt:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
+            for handled in self._saved:  # whatever follows must not disturb the way out
+                signal.signal(handled, signal.SIG_IGN)
             raise KeyboardInterrupt
         self.requested = True
 

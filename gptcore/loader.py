@@ -5,6 +5,7 @@
 Raw trees are plain mappings whose keys carry `file:line`, so a mark survives merging and reaches the message.
 """
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,16 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Loaded:
     raw = _read(Path(path), str(path), problems, ()) if path is not None else {}
     raw = merge(raw, place(parse_overrides(overrides, problems), raw, problems), Config)
     config = _validate(raw, problems)
-    return Loaded(config, Path(path).stem if path is not None else "default")
+    return Loaded(config, _name_of(Path(path)) if path is not None else "default")
+
+
+def _name_of(path: Path) -> str:
+    """The file's name without suffix; that of the run for the config.yaml of a run folder."""
+    try:
+        name = json.loads((path.parent / "run.json").read_text())["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        name = None
+    return name if isinstance(name, str) and path.name == "config.yaml" else path.stem
 
 
 def _read(path: Path, shown: str, problems: list[str], children: tuple[Path, ...]) -> dict:
@@ -156,7 +166,8 @@ def _validate(raw: dict, problems: list[str]) -> Config:
 
 def _dotted(path: tuple) -> str:
     """Without layer numbers: layers usually share the line at fault, which the mark names."""
-    return ".".join(str(part) for part in path if not isinstance(part, int))
+    shared = [part for part, after in zip(path, (*path[1:], None), strict=True) if not isinstance(after, int)]
+    return ".".join(str(part) for part in shared if not isinstance(part, int))
 
 
 def _locate(raw: Any, loc: tuple) -> tuple[tuple, str, type[Strict] | None]:
@@ -211,6 +222,8 @@ def _owners(key: str, cls: type[Strict] | None) -> str:
     owners = [k for k, c in kinds(slot).items() if key in c.Config.model_fields] if slot else []  # type: ignore
     if owners:
         return f": a knob of {slot} {', '.join(owners)}, not of {cls.model_fields['kind'].default}"  # type: ignore
+    if key in flat_names() and key not in SECTIONS and key not in here:
+        return f": a flat name, which stands at the top level (it means {'.'.join(flat_names()[key].paths[0])})"
     hint = nearest(key, here)
     if not hint:
         hint = nearest(key, [*flat_names(), *SECTIONS])

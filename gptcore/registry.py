@@ -31,7 +31,7 @@ class Strict(BaseModel):
     Schemas are built on first use, when all kinds can be imported.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True, allow_inf_nan=False)
 
 
 class KindConfig(Strict):
@@ -95,8 +95,9 @@ def switches() -> dict[str, tuple[str, str | None, str | None]]:
 
 def nearest(name: str, names: Iterator[str] | list[str]) -> str:
     """' (did you mean x?)' for the closest of `names`, or an empty string."""
-    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.55)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    by_lower = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(str(name).lower(), list(by_lower), n=1, cutoff=0.55)
+    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
 def lookup(slot: str, kind: str) -> Any:

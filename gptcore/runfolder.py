@@ -12,7 +12,7 @@ from typing import Any
 from .checkpoint import Restored, config_of, read_newest, read_run
 from .config import Config, GPTConfig, canonical, difference
 from .distributed import World
-from .errors import UserError
+from .errors import CheckpointError, UserError
 from .files import write_atomically
 from .yamlfile import dump
 
@@ -28,6 +28,9 @@ def open_folder(folder: Path, where: World) -> Iterator[None]:
     with lock:
         if where.is_main and not _take(lock):
             raise UserError(f"{folder} is being trained by another process; wait for it or choose another --out_dir")
+        if where.is_main:
+            for leftover in folder.glob(".*.tmp"):  # of a process that was killed while writing
+                leftover.unlink()
         yield
 
 
@@ -57,69 +60,107 @@ def default_folder(config: Config, name: str, run_identity: str) -> Path:
     return Path(config.train.out_dir or f"out/{name}-{run_identity[:8]}")
 
 
-def begin(config: Config, folder: Path, run_identity: str, where: World) -> Start:
-    """Decides between a fresh start and a resume, inside `open_folder`. UserError where neither is right."""
-    restored = read_newest(folder)
-    mode = config.train.init_from
-    if restored is None and mode == "resume":
-        name = folder.name.rsplit("-", 1)[0]
-        others = sorted(str(path.parent) for path in folder.parent.glob(f"{name}-*/last.pt"))
-        hint = f"; runs of that name: {', '.join(others)}" if others else ""
-        raise UserError(f"nothing to resume: no checkpoint in {folder} (--out_dir names the run folder{hint})")
+def begin(config: Config, folder: Path, run_identity: str, vocab_size: int, where: World) -> Start:
+    """Decides between a fresh start and a resume, inside `open_folder`. UserError where neither is right.
+
+    `config` is as written; `vocab_size`, that of the data set, stands in where it says nothing.
+    """
+    restored, mode = read_newest(folder), config.train.init_from
     messages: list[str] = []
     weights = None
-    if mode not in ("scratch", "resume"):
-        config, weights = _pretrained(config)
-        messages.append(f"starting from the weights of {mode}")
     if restored is not None:
-        _check_same_architecture(folder, restored, config)
+        model = _trained_model(config, restored, folder)
         recorded = restored.payload.get("identity")
         if mode != "resume" and recorded != run_identity:
             raise UserError(
                 f"{folder} holds another run ({_settings_changed(folder, config)});\n"
                 "continue it with these settings by --init_from=resume, or choose another --out_dir"
             )
-        weights = None
-        messages += [f"changed since: {_settings_changed(folder, config)}"] if recorded != run_identity else []
+        if recorded != run_identity:
+            messages.append(f"changed since: {_settings_changed(folder, config)}")
+        if restored.warning:
+            messages.append(f"warning: {restored.warning}")
+            if where.is_main:  # out of the way, or the next checkpoint would put it in the place of the good one
+                os.replace(folder / "last.pt", folder / "damaged.pt")
+    elif mode == "resume":
+        name = folder.name.rsplit("-", 1)[0]
+        others = sorted(str(path.parent) for path in folder.parent.glob(f"{name}-*/last.pt"))
+        hint = f"; runs of that name: {', '.join(others)}" if others else ""
+        raise UserError(f"nothing to resume: no checkpoint in {folder} (--out_dir names the run folder{hint})")
+    elif mode == "scratch":
+        model = config.with_vocab(vocab_size).model
+    else:
+        model, weights = _pretrained(config)
+        messages.append(f"starting from the weights of {mode}")
+    final = config.model_copy(update={"model": model})
     if where.is_main:
-        text = f"# identity {run_identity}\n{dump(config.model_dump(mode='json'))}"
-        write_atomically(folder / "config.yaml", text.encode())
-    return Start(config, restored, weights, messages)
+        # As written where that says it all, so that the file has the identity of the run.
+        same = canonical(config.with_vocab(vocab_size).model) == canonical(model)
+        content = (config if same else final).model_dump(mode="json")
+        write_atomically(folder / "config.yaml", f"# identity {run_identity}\n{dump(content)}".encode())
+    return Start(final, restored, weights, messages)
 
 
-def _check_same_architecture(folder: Path, restored: Restored, config: Config) -> None:
+# What may change without making it another model.
+FREE = ("dropout", "bits")
+
+
+def _conflicts(config: Config, model: GPTConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings of the model that were asked for and that `model` does not have: path -> (has, asked)."""
+    asked = config.model.model_fields_set - set(FREE)
+    found = difference(model, config.model)
+    return {key: pair for key, pair in found.items() if key.split(".")[0] in asked}
+
+
+def _trained_model(config: Config, restored: Restored, folder: Path) -> GPTConfig:
+    """The model of a checkpoint, with what may change as asked for. UserError when more was to change."""
     trained = GPTConfig.model_validate(restored.payload["model_config"])
-    if canonical(trained) == canonical(config.model):
-        return
-    rows = "\n".join(f"  {key}: {old} -> {new}" for key, (old, new) in difference(trained, config.model).items())
-    raise UserError(
-        f"{folder} was trained with another architecture:\n{rows}\n"
-        f"choose another --out_dir, or undo the change ({folder}/config.yaml holds its settings)"
-    )
+    free = {name: getattr(config.model, name) for name in FREE if name in config.model.model_fields_set}
+    trained = trained.model_copy(update=free)
+    assert trained.vocab_size is not None
+    if canonical(config.with_vocab(trained.vocab_size).model) != canonical(trained):
+        changed = _conflicts(config, trained)
+        if config.train.init_from == "scratch":  # here silence means the default
+            whole = config.with_vocab(trained.vocab_size).model
+            changed = {k: v for k, v in difference(trained, whole).items() if k.split(".")[0] not in FREE}
+        if changed:
+            raise UserError(
+                f"{folder} was trained with another architecture:\n{_rows(changed)}\n"
+                f"choose another --out_dir, or undo the change ({folder}/config.yaml holds its settings)"
+            )
+    return trained
+
+
+def _rows(changed: dict[str, tuple[Any, Any]]) -> str:
+    return "\n".join(f"  {key}: {old} -> {new}" for key, (old, new) in changed.items())
 
 
 def _settings_changed(folder: Path, config: Config) -> str:
-    changed = difference(config_of(folder), config)
+    try:
+        changed = difference(config_of(folder), config)
+    except UserError:
+        changed = {}
     changed = {key: pair for key, pair in changed.items() if key not in ("train.out_dir", "train.init_from")}
     return ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in changed.items()) or "an unknown difference"
 
 
-def _pretrained(config: Config) -> tuple[Config, dict[str, Any]]:
+def _pretrained(config: Config) -> tuple[GPTConfig, dict[str, Any]]:
     from .pretrained import load_pretrained
 
+    source = config.train.init_from
     wanted = config.model.block_size if "block_size" in config.model.model_fields_set else None
-    model, weights = load_pretrained(config.train.init_from, block_size=wanted)
-    model = model.model_copy(update={"dropout": config.model.dropout, "bits": config.model.bits})
-    return config.model_copy(update={"model": model}), weights
+    model, weights = load_pretrained(source, block_size=wanted)
+    changed = _conflicts(config, model)
+    if changed:
+        raise UserError(f"the weights of {source} belong to another model:\n{_rows(changed)}\nleave these settings out")
+    return model.model_copy(update={name: getattr(config.model, name) for name in FREE}), weights
 
 
 def is_finished(folder: Path, run_identity: str) -> bool:
     """True when this very run has already reached its end."""
-    if not (folder / "run.json").exists():
+    try:
+        content = read_run(folder)
+    except CheckpointError:
         return False
-    content = read_run(folder)
-    return (
-        content["status"] in ("finished", "stopped")
-        and content.get("identity") == run_identity
-        and os.path.exists(folder / "last.pt")
-    )
+    ended = content["status"] in ("finished", "stopped") and content.get("identity") == run_identity
+    return ended and (folder / "last.pt").exists()

@@ -151,7 +151,7 @@ class Screen:
 class Board:
     """TensorBoard events, when asked for."""
 
-    def __init__(self, folder: Path, wanted: bool):
+    def __init__(self, folder: Path, wanted: bool, resume_step: int | None):
         self._writer: Any = None
         if wanted:
             from .errors import UserError
@@ -160,7 +160,7 @@ class Board:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise UserError("train.tensorboard needs the package tensorboard: pip install tensorboard") from error
-            self._writer = SummaryWriter(str(folder / "tensorboard"))
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step and resume_step + 1)
 
     def write(self, row: Row) -> None:
         if self._writer is not None:

@@ -17,7 +17,7 @@ from .checkpoint import Restored, save
 from .config import Config, identity
 from .data import Dataset, Prefetcher, eval_batches, find_dataset, open_dataset, train_batch
 from .distributed import Parallel, World, world
-from .errors import RunError, UserError
+from .errors import CheckpointError, RunError, UserError
 from .hostmemory import keep_freed_memory
 from .interrupt import Interrupt
 from .model import GPT
@@ -70,7 +70,7 @@ def train(config: Config, *, name: str = "run", quiet: bool = False) -> RunResul
         folder = default_folder(config, name, run_identity)
         try:
             with open_folder(folder, where):
-                start = begin(config.with_vocab(dataset.vocab_size), folder, run_identity, where)
+                start = begin(config, folder, run_identity, dataset.vocab_size, where)
                 return Trainer(start, dataset, folder, run_identity, name, where, quiet).run()
         except OSError as error:
             raise RunError(
@@ -112,6 +112,11 @@ class Trainer:
         self.screen = Screen(t.max_iters, quiet or not where.is_main)
         for message in start.messages:
             self.screen.say(message)
+        tokenizer = "tiktoken:gpt2" if dataset.meta is None else dataset.meta.get("tokenizer")
+        if start.weights is not None and tokenizer != "tiktoken:gpt2":
+            self.screen.say(
+                f"warning: the weights know GPT-2's tokens, but {dataset.folder} holds those of {tokenizer}"
+            )
         if start.restored is not None:
             self._restore(start.restored)
         self.diverged_above = t.diverge_factor * math.log(m.vocab_size)
@@ -121,6 +126,7 @@ class Trainer:
                 "status": "running", "identity": run_id, "name": name, "dataset": self.config.data.dataset,
                 "vocab_size": m.vocab_size, "parameters": self.model.parameter_count(), "max_iters": t.max_iters,
                 "world_size": where.size, "device": str(where.device), "torch": torch.__version__,
+                "data_files": _tokens_of(dataset.meta)["files"],
                 "resumed_at": self.progress.step if start.restored else None, "folder": str(folder),
             },
         )  # fmt: skip
@@ -129,8 +135,8 @@ class Trainer:
 
     def _restore(self, restored: Restored) -> None:
         payload = restored.payload
-        if restored.warning:
-            self.screen.say(f"warning: {restored.warning}")
+        if "optimizer" not in payload:
+            raise CheckpointError(f"{restored.path} holds weights only (a best.pt?): it can be sampled, not resumed")
         if _tokens_of(payload["tokenizer"]) != _tokens_of(self.dataset.meta):
             raise UserError(
                 f"{self.dataset.folder} does not hold the tokens that {self.folder} was trained on: it was prepared "
@@ -190,7 +196,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         # Dropout depends on the step, not on what ran before it: nothing to save, nothing to restore.
-        seed = (t.seed * 1_000_003 + self.progress.step) * 1009 + self.where.rank
+        seed = ((t.seed * 1_000_003 + self.progress.step) * 1009 + self.where.rank) % 2**63
         torch.default_generator.manual_seed(seed)  # 1 us; torch.manual_seed takes 96 us
         if self.where.device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -235,35 +241,36 @@ class Trainer:
         t, p = self.config.train, self.progress
         resume_step = p.step if self.run_file.content["resumed_at"] is not None else None
         metrics = Metrics(self.folder, resume_step) if self.where.is_main else None
-        board = Board(self.folder, t.tensorboard and self.where.is_main)
+        board = Board(self.folder, t.tensorboard and self.where.is_main, resume_step)
         if self.where.is_main:
             self.samples = SampleLog(self.folder, resume_step)
         self._describe()
         self.model.train()
-        status, reason = "finished", ""
+        began = time.perf_counter() - p.elapsed_s
+        ended: tuple[str, str] | None = None
         try:
             with Interrupt() as interrupt, Prefetcher(self._batch, p.step, self.where.device) as batches:
                 if resume_step is None:
                     ended = self._close_step(None, None, t.learning_rate, 0.0, metrics, board)
-                    status, reason = ended or (status, reason)
-                while status == "finished" and p.step < t.max_iters:
-                    began = time.perf_counter()
+                else:  # killed after its last checkpoint, it must not go on
+                    ended = self._ended()
+                while ended is None and p.step < t.max_iters:
+                    step_began = time.perf_counter()
                     rate = learning_rate(t, p.step)
                     loss, norm = self._update(*next(batches), rate)
                     p.step += 1
                     p.tokens += self.sequences * self.config.model.block_size
-                    seconds = time.perf_counter() - began
-                    p.elapsed_s += seconds
-                    status, reason = self._close_step(loss, norm, rate, seconds, metrics, board) or (status, reason)
-                    if status == "finished" and self._must_stop(interrupt.requested):
-                        status, reason = "interrupted", "asked to stop"
-                        self._checkpoint(best=False)
+                    seconds = time.perf_counter() - step_began
+                    p.elapsed_s = time.perf_counter() - began
+                    ended = self._close_step(loss, norm, rate, seconds, metrics, board)
+                    if ended is None and self._must_stop(interrupt.requested):
+                        ended = self._interrupt(loss)
         except KeyboardInterrupt:
             self._describe(status="interrupted", reason="stopped at once; resumes from the last checkpoint")
             raise
+        except OSError:  # a full disk, say: no use writing that onto it
+            raise
         except Exception as error:
-            if isinstance(error, OSError):  # a full disk, say: no use writing that onto it
-                raise
             self._describe(status="failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
             raise
         finally:
@@ -271,8 +278,17 @@ class Trainer:
             board.close()
             if metrics is not None:
                 metrics.close()
+        status, reason = ended or ("finished", "")
         self._describe(status=status, reason=reason)
         return RunResult(self.folder, status, p.step, p.best_loss, p.best_step, reason)
+
+    def _interrupt(self, loss: torch.Tensor) -> tuple[str, str]:
+        """Saves the state, unless it is not worth keeping."""
+        value = self.where.mean(loss).item()
+        if not value <= self.diverged_above:
+            return self._diverged(f"training loss {value:.4g} at step {self.progress.step}")
+        self._checkpoint(best=False)
+        return "interrupted", "asked to stop"
 
     def _must_stop(self, requested: bool) -> bool:
         """All processes agree, at the cost of one small exchange every few steps when there are several."""
@@ -286,14 +302,15 @@ class Trainer:
     ) -> tuple[str, str] | None:  # fmt: skip
         """Logs, evaluates and saves as due; (status, reason) when the run ends here."""
         t, p = self.config.train, self.progress
-        last = p.step == t.max_iters
-        over_budget = self._over_budget()
-        evaluate = p.step % t.eval_interval == 0 or last or over_budget is not None
-        if not evaluate and p.step % t.log_interval:
-            return None
-        train_loss = self.where.mean(loss).item() if loss is not None else None
+        evaluate = p.step % t.eval_interval == 0 or p.step == t.max_iters or self._over_budget() is not None
+        log = evaluate or p.step % t.log_interval == 0
+        # Alone on a CPU a look at the loss is free; elsewhere it waits for the device or for the others.
+        look = log or (self.where.size == 1 and self.where.device.type == "cpu")
+        train_loss = self.where.mean(loss).item() if loss is not None and look else None
         if train_loss is not None and not train_loss <= self.diverged_above:
             return self._diverged(f"training loss {train_loss:.4g} at step {p.step}")
+        if not log:
+            return None
         val_loss = self.evaluate() if evaluate else None
         if val_loss is not None and not val_loss <= self.diverged_above:
             return self._diverged(f"validation loss {val_loss:.4g} at step {p.step}")
@@ -315,9 +332,15 @@ class Trainer:
         self._checkpoint(best=improved)
         self._show_sample()
         self._describe(last_val_loss=val_loss, last_train_loss=train_loss)
+        return self._ended()
+
+    def _ended(self) -> tuple[str, str] | None:
+        """(status, reason) when a budget or the patience is used up."""
+        t, p = self.config.train, self.progress
+        over_budget = self._over_budget()
         if over_budget is not None:
             return "stopped", over_budget
-        if t.patience and p.stale_evals >= t.patience and not last:
+        if t.patience and p.stale_evals >= t.patience and p.step < t.max_iters:
             return "stopped", f"no better loss in {t.patience} evaluations"
         return None
 
@@ -331,7 +354,8 @@ class Trainer:
 
     def _diverged(self, what: str) -> tuple[str, str]:
         limit = f"limit {self.diverged_above:.3g} = diverge_factor x ln(vocabulary)"
-        return "diverged", f"{what} ({limit}); the last good checkpoint is kept, try a smaller learning_rate"
+        kept = "the last good checkpoint is kept" if self.progress.best_step is not None else "there is no checkpoint"
+        return "diverged", f"{what} ({limit}); {kept}, try a smaller learning_rate"
 
 
 def _tokens_of(meta: dict[str, Any] | None) -> dict[str, Any]:

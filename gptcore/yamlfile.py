@@ -84,6 +84,8 @@ def parse(text: str, source: str, problems: list[str]) -> Any:
         problems.append(f"{source}:{line}: {error.problem} ({error.context or 'not valid YAML'})")
     except (yaml.YAMLError, ValueError) as error:
         problems.append(f"{source}: {error}")
+    except RecursionError:
+        problems.append(f"{source}: nested too deeply, or an alias that contains itself")
     finally:
         loader.dispose()
     return None

