@@ -13,9 +13,9 @@ class KVCache:
         self.k = torch.zeros(batch, heads, capacity, k_width, dtype=dtype, device=device)
         self.v = torch.zeros(batch, heads, capacity, v_width, dtype=dtype, device=device)
 
-    @property
-    def nbytes(self) -> int:
-        return self.k.nbytes + self.v.nbytes
+    def tensors(self) -> list[Tensor]:
+        """Everything that is kept."""
+        return [self.k, self.v]
 
     def extend(self, k_BKTD: Tensor, v_BKTE: Tensor) -> tuple[Tensor, Tensor]:
         """Appends T tokens; returns every key and value that the T queries may need, oldest first.

@@ -92,9 +92,9 @@ class Restored:
 
 
 def read_newest(folder: Path) -> Restored | None:
-    """last.pt, or previous.pt with a warning when last.pt is damaged; None in a folder without either."""
+    """The newest readable checkpoint, with a warning when a newer one is damaged; None in a folder without any."""
     failures: list[str] = []
-    for name in ("last.pt", "previous.pt"):
+    for name in ("staged.pt", "last.pt", "previous.pt"):  # staged: killed between the two renames of `save`
         path = folder / name
         if path.exists():
             try:
@@ -133,11 +133,18 @@ def load_model(folder: str | Path, which: str | None = None, device: str = "cpu"
         config = GPTConfig.model_validate(payload["model_config"])
         model = GPT(config)
         model.load_state_dict(payload["model"])
-        step = payload["step"]
-    except (KeyError, ValueError, RuntimeError) as error:  # a kind or a parameter that this version does not have
+        step, meta = int(payload["step"]), payload["tokenizer"]
+        if not (meta is None or isinstance(meta, dict)):
+            raise ValueError("its tokenizer is not a mapping")
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # a kind or a parameter that this version does not have
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path} does not fit this version of the program ({reason})") from error
-    return LoadedModel(model.to(device).eval(), config, payload.get("tokenizer"), step, path)
+    return LoadedModel(model.to(device).eval(), config, meta, step, path)
 
 
 def config_of(folder: Path) -> Config:

@@ -115,8 +115,8 @@ def open_dataset(folder: Path | str) -> Dataset:
         raise DataError(f"{folder} is not prepared: {' and '.join(missing)} missing.\n{advice(folder)}")
     meta = read_meta(folder / META) if (folder / META).exists() else None
     vocab_size = GPT2_VOCAB_SIZE if meta is None else meta.get("vocab_size")
-    if type(vocab_size) is not int or vocab_size < 1:
-        raise DataError(f"{folder / META}: vocab_size is {vocab_size!r}, not a positive integer.\n{advice(folder)}")
+    if type(vocab_size) is not int or not 1 <= vocab_size <= 2**32:
+        raise DataError(f"{folder / META}: vocab_size is {vocab_size!r}, not a size of uint32.\n{advice(folder)}")
     dtype_name = (meta or {}).get("dtype", "uint16")
     if not isinstance(dtype_name, str) or dtype_name not in DTYPES:
         raise DataError(f"{folder / META}: dtype is {dtype_name!r}, not uint16 or uint32.\n{advice(folder)}")
@@ -164,9 +164,10 @@ def train_batch(
 def eval_batches(tokens: np.ndarray, *, batches: int, batch_size: int, block_size: int) -> Iterator[Batch]:
     """`batches` batches of windows evenly spaced from the first token to the last: the same at every evaluation."""
     count = batches * batch_size
-    starts = np.arange(count, dtype=np.int64) * (len(tokens) - block_size - 1) // max(count - 1, 1)
     for first in range(0, count, batch_size):
-        yield _windows(tokens, starts[first : first + batch_size], block_size)
+        index = np.arange(first, first + batch_size, dtype=np.int64)
+        starts = index * (len(tokens) - block_size - 1) // max(count - 1, 1)
+        yield _windows(tokens, starts, block_size)
 
 
 def _windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:

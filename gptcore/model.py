@@ -106,9 +106,13 @@ class Cache:
         self.layers = layers
         self.length = 0
 
+    def tensors(self) -> list[Tensor]:
+        """Everything that is kept, layer by layer."""
+        return [tensor for layer in self.layers for tensor in layer.tensors()]
+
     @property
     def nbytes(self) -> int:
-        return sum(layer.nbytes for layer in self.layers)
+        return sum(tensor.nbytes for tensor in self.tensors())
 
 
 def declare(config: GPTConfig, run: Pass, bits: Bits | None = None) -> Graph:

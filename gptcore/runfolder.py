@@ -66,6 +66,9 @@ def begin(config: Config, folder: Path, run_identity: str, vocab_size: int, wher
     `config` is as written; `vocab_size`, that of the data set, stands in where it says nothing.
     """
     restored, mode = read_newest(folder), config.train.init_from
+    where.barrier()  # all have read before rank 0 moves anything
+    if restored is not None and where.is_main:
+        _tidy(folder, restored)
     messages: list[str] = []
     weights = None
     if restored is not None:
@@ -80,8 +83,6 @@ def begin(config: Config, folder: Path, run_identity: str, vocab_size: int, wher
             messages.append(f"changed since: {_settings_changed(folder, config)}")
         if restored.warning:
             messages.append(f"warning: {restored.warning}")
-            if where.is_main:  # out of the way, or the next checkpoint would put it in the place of the good one
-                os.replace(folder / "last.pt", folder / "damaged.pt")
     elif mode == "resume":
         name = folder.name.rsplit("-", 1)[0]
         others = sorted(str(path.parent) for path in folder.parent.glob(f"{name}-*/last.pt"))
@@ -99,6 +100,15 @@ def begin(config: Config, folder: Path, run_identity: str, vocab_size: int, wher
         content = (config if same else final).model_dump(mode="json")
         write_atomically(folder / "config.yaml", f"# identity {run_identity}\n{dump(content)}".encode())
     return Start(final, restored, weights, messages)
+
+
+def _tidy(folder: Path, restored: Restored) -> None:
+    """Puts the checkpoint that was read in the place of the last, and damaged ones out of the way of the next."""
+    for name in ("staged.pt", "last.pt"):
+        if restored.warning and (folder / name).exists() and folder / name != restored.path:
+            os.replace(folder / name, folder / "damaged.pt")
+    if restored.path.name == "staged.pt":
+        os.replace(restored.path, folder / "last.pt")
 
 
 # What may change without making it another model.

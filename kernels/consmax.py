@@ -55,8 +55,9 @@ class _ConSmaxAttention(torch.autograd.Function):
             e_BHTS.tril_()
         else:
             e_BHTS.masked_fill_(~live_TS, 0.0)
+        e_BHTS.div_(gamma_H.to(e.dtype).view(-1, 1, 1))  # before the narrow type: a weight fits where exp(s) does not
         e = e.to(v.dtype)
-        out = torch.bmm(e, v).view(B, H, T, -1).div_(gamma_H.to(v.dtype).view(-1, 1, 1))
+        out = torch.bmm(e, v).view(B, H, T, -1)
         ctx.save_for_backward(q, k, v, e, out, gamma_H, free)
         ctx.scale, ctx.ln_base, ctx.shape = scale, math.log(base), (B, H, T, K, S)
         return out
@@ -65,11 +66,9 @@ class _ConSmaxAttention(torch.autograd.Function):
     def backward(ctx, d_out):
         q, k, v, e, out, gamma_H, free = ctx.saved_tensors
         B, H, T, K, S = ctx.shape
-        d = d_out.clone(memory_format=torch.contiguous_format).div_(gamma_H.to(d_out.dtype).view(-1, 1, 1))
-        # d is d_out / gamma: its product with the output gives dgamma at once.
-        d_gamma = -torch.linalg.vecdot(d.view(B, H, -1), out.view(B, H, -1)).to(gamma_H.dtype).sum(0)
+        d = d_out.reshape(B * K, H // K * T, -1)
+        d_gamma = -torch.linalg.vecdot(d.reshape(B, H, -1), out.reshape(B, H, -1)).to(gamma_H.dtype).sum(0) / gamma_H
         d_beta = ctx.ln_base * gamma_H * d_gamma
-        d = d.view(B * K, H // K * T, -1)
         d_v = torch.bmm(e.transpose(1, 2), d)
         d_s = torch.bmm(d, v.transpose(1, 2)).mul_(e)
         if free is not None:

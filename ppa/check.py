@@ -6,7 +6,6 @@ shapes of the weights, matrix FLOPs of each stage, size of the KV cache. Not com
 primitive operations and bytes moved.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -15,9 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from gptcore.config import GPTConfig
-from gptcore.errors import RunError
-from gptcore.model import GPT, declare
-from gptcore.ops import Pass
+from gptcore.model import GPT
 
 from .count import Counted, Point
 
@@ -96,17 +93,12 @@ def run_checks(model: GPTConfig, counted: Counted) -> list[Check]:
         note = "this attention kind has no stepwise decode"
         skipped = (("decode_matmul_flops", "FLOPs", flops["decode"]), ("kv_cache_bytes", "bytes", counted.kv_bytes))
         return checks + [Check(name, unit, n, None, "", "skipped", note) for name, unit, n in skipped]
-    elements = cache.nbytes // module.lm_head.weight.element_size()
     checks.append(_compare("decode_matmul_flops", "FLOPs", flops["decode"], by, lambda: _decode(module, point, cache)))
-    bits, declared = point.bits.kv, sum(t.numel for t in counted.cache.values())
+    bits = point.bits.kv
     by = f"model.new_cache at {bits} bit"
-    checks.append(_compare("kv_cache_bytes", "bytes", _packed(declared, bits), by, lambda: _packed(elements, bits)))
+    measured = sum(-(-tensor.numel() * bits // 8) for tensor in cache.tensors())
+    checks.append(_compare("kv_cache_bytes", "bytes", counted.kv_bytes, by, lambda: measured))
     return checks
-
-
-def _packed(elements: int, bits: int) -> int:
-    """Bytes of so many elements, the last byte filled up."""
-    return -(-elements * bits // 8)
 
 
 @torch.no_grad()
@@ -130,32 +122,3 @@ def _check_weights(module: GPT, counted: Counted) -> Check:
         "weight_names_and_shapes", "tensors", len(declared), len(actual), "named_parameters of the module",
         "fail" if odd else "pass", note + more,
     )  # fmt: skip
-
-
-def check_with_fvcore(model: GPTConfig, *, batch_size: int, seq_len: int) -> list[Check]:
-    """Prefill FLOPs against fvcore, on a module with storage on the CPU: for small models.
-
-    fvcore counts MACs and calls them FLOPs: its figures are doubled here. It knows linear layers, and attention only
-    where that is made of explicit products: torch's fused attention and custom autograd functions it drops (that check
-    is then "skipped"). Its count of norms is left out: those are no matrix products. RunError without fvcore.
-    """
-    try:
-        from fvcore.nn import FlopCountAnalysis
-    except ImportError as error:
-        raise RunError("fvcore is not installed: pip install fvcore, or use the FlopCounterMode checks") from error
-    logging.getLogger("fvcore").setLevel(logging.ERROR)
-    analysis = FlopCountAnalysis(GPT(model).eval(), torch.zeros(batch_size, seq_len, dtype=torch.long))
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    by_operator, unsupported = analysis.by_operator(), analysis.unsupported_ops()
-    ops = declare(model, Pass("prefill", batch_size, seq_len, seq_len)).ops
-    linear = 2 * sum(op.macs for op in ops if any(t.role == "weight" for t in op.reads))
-    attention = 2 * sum(op.macs for op in ops) - linear
-    explicit = sum(by_operator[name] for name in ("matmul", "bmm", "einsum"))
-    checks = [_compare("fvcore_linear_flops", "FLOPs", linear, "2 x fvcore", lambda: 2 * by_operator["linear"])]
-    opaque = [op for op in unsupported if op.startswith(("prim::PythonOp", "aten::scaled_dot_product_attention"))]
-    if explicit == 0 and opaque:
-        note = f"fvcore does not see into {', '.join(opaque)}"
-        checks.append(Check("fvcore_attention_flops", "FLOPs", attention, None, "2 x fvcore", "skipped", note))
-    else:
-        checks.append(_compare("fvcore_attention_flops", "FLOPs", attention, "2 x fvcore", lambda: 2 * explicit))
-    return checks

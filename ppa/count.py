@@ -35,7 +35,8 @@ CONVENTIONS = {
     "included; counted separately and never mixed into FLOPs",
     "op_counts_causal": "the same over unmasked elements only",
     "bytes": "each operand of each operation moved once from or to memory at its stored width; no cache, no tiling. "
-    "Token and position indices (32 bit) count as activations",
+    "Token and position indices (32 bit) count as activations; constant tables (the sines of rotary positions) are "
+    "taken as held in the unit and count nothing",
     "unfused": "the sum over all tensors: every operation is a kernel of its own",
     "fused": "without intermediates: tensors that never leave a fused kernel, such as attention scores",
     "prefill": "one forward pass over batch x seq_len tokens that computes the logits of all positions and writes the "

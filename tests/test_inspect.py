@@ -67,6 +67,15 @@ def test_terminal_table(runs, capsys):
     assert "softmax" in shown and "deep/a" in shown and "the same command resumes it" in shown
 
 
+def test_junk_in_run_files(tmp_path, capsys):
+    junk = ({"best_loss": "abc"}, {"step": "x"}, {"identity": 3}, {"parameters": [1]})
+    for i, content in enumerate(junk):
+        (tmp_path / str(i)).mkdir()
+        write_json(tmp_path / str(i) / "run.json", {"status": "finished", **content})
+    assert {r["status"] for r in table(capsys, tmp_path)} == {"unreadable"}
+    assert main(["inspect", str(tmp_path)]) == 0
+
+
 def test_mistakes(tmp_path, capsys):
     assert main(["inspect", str(tmp_path / "nowhere")]) == 2
     assert main(["inspect", str(tmp_path)]) == 1

@@ -14,9 +14,10 @@ import torch
 
 from gptcore import checkpoint
 from gptcore.cli import main
+from gptcore.config import identity
 from gptcore.distributed import World
 from gptcore.errors import CheckpointError, RunError, UserError
-from gptcore.loader import from_dict
+from gptcore.loader import from_dict, load
 from gptcore.optim import learning_rate, make_optimizer
 from gptcore.prepare import prepare
 from gptcore.runfolder import open_folder
@@ -111,6 +112,74 @@ def test_killed_at_any_rename_resumes_to_the_same_bits(settings, reference, monk
             assert same_state(folder, reference.folder)
         die_at += 3
     assert die_at > 15
+
+
+def test_a_second_kill_after_a_damaged_checkpoint(settings, reference, monkeypatch):
+    """The good checkpoint must not be replaced by the damaged one while the next is being put in place."""
+    folder = reference.folder
+    (folder / "last.pt").write_bytes((folder / "last.pt").read_bytes()[:1000])
+    original = os.replace
+
+    def replace(source, target):
+        original(source, target)
+        if str(target).endswith(("previous.pt", "staged.pt")):
+            raise Killed
+
+    with monkeypatch.context() as m:
+        m.setattr(os, "replace", replace)
+        with pytest.raises(Killed):
+            run(settings, out_dir=str(folder))
+    (folder / "staged.pt").unlink(missing_ok=True)
+    assert checkpoint.read_newest(folder).payload["step"] == 20
+    run(settings, out_dir=str(folder))
+    assert rows(folder)[-1]["step"] == "30"
+
+
+@pytest.mark.parametrize(
+    "limit", [{"max_tokens": 12 * 128}, {"patience": 1, "learning_rate": 1e-12, "min_lr": 0.0, "eval_interval": 5}]
+)
+def test_a_stopped_run_stays_stopped(settings, limit):
+    """Killed between its last checkpoint and the note that it has ended, it must not train on."""
+    first = run(settings, **limit)
+    content = checkpoint.read_run(first.folder)
+    checkpoint.write_json(first.folder / "run.json", {**content, "status": "running"})
+    again = run(settings, **limit)
+    assert (again.status, again.step) == (first.status, first.step) == ("stopped", first.step) and first.step < 30
+
+
+def test_weights_only_checkpoints_are_not_resumed(settings, reference):
+    (reference.folder / "last.pt").write_bytes((reference.folder / "best.pt").read_bytes())
+    with pytest.raises(CheckpointError, match="weights only"):
+        run(settings, out_dir=str(reference.folder), max_iters=40, init_from="resume")
+
+
+def test_a_run_folder_stands_for_its_run(settings, reference):
+    """The same identity, the same name, the same vocabulary rule."""
+    loaded = load(reference.folder)
+    assert identity(loaded.config) == checkpoint.read_run(reference.folder)["identity"]
+    assert loaded.name == "run" and loaded.config.model.vocab_size is None
+
+
+def test_leftovers_of_a_killed_process_go(settings, reference):
+    leftover = reference.folder / ".best.pt.123.tmp"
+    leftover.write_bytes(b"x")
+    run(settings, out_dir=str(reference.folder), max_iters=31, init_from="resume")
+    assert not leftover.exists()
+
+
+def test_interrupt_does_not_save_a_diverged_model(settings, monkeypatch):
+    from gptcore import train as module
+
+    class AtOnce(module.Interrupt):
+        requested = property(lambda self: True, lambda self, value: None)
+
+    monkeypatch.setattr(module, "Interrupt", AtOnce)
+    wild = {"learning_rate": 1e30, "warmup_iters": 0, "grad_clip": 0.0, "log_interval": 1000, "max_iters": 60}
+    result = run(settings, **wild)
+    while result.status == "interrupted":  # each step is saved, until one is not worth it
+        result = run(settings, **wild)
+    assert result.status == "diverged"
+    assert checkpoint.read_newest(result.folder).payload["step"] < result.step
 
 
 @pytest.mark.parametrize("sync", [2, 5, 8, 11])
@@ -362,11 +431,15 @@ def test_starting_from_gpt2_weights(settings, tmp_path):
         logits = theirs(x).logits
         losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten()).item())
     plain = {**settings, "model": {"dropout": 0.1}}
+    with pytest.raises(UserError, match=r"attention.softmax.kind: softmax -> consmax"):
+        run({**plain, "model": {"attention": {"n_head": 3, "softmax": "consmax"}}}, init_from=str(tmp_path / "weights"))
     result = run(plain, init_from=str(tmp_path / "weights"), learning_rate=1e-3)
     assert float(rows(result.folder)[0]["val_loss"]) == pytest.approx(sum(losses) / 3, abs=1e-4)
     assert checkpoint.config_of(result.folder).model.n_embd == 24
     again = run(plain, init_from=str(tmp_path / "weights"), learning_rate=1e-3)
     assert again.step == result.step and rows(again.folder) == rows(result.folder)
+    longer = run(plain, init_from="resume", learning_rate=1e-3, max_iters=35)  # the model comes from the checkpoint
+    assert longer.step == 35
 
 
 def test_gpt2_initialisation():

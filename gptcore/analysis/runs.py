@@ -11,6 +11,11 @@ from ..config import flatten
 from ..errors import CheckpointError, UserError
 
 FILES_OF_A_RUN = ("run.json", "config.yaml", "last.pt")
+_NUMBER, _COUNT = (int, float, type(None)), (int, type(None))
+_TYPES: dict[str, Any] = {
+    "status": str, "best_loss": _NUMBER, "best_step": _COUNT, "step": _COUNT, "parameters": _COUNT,
+    "identity": (str, type(None)), "reason": (str, type(None)),
+}  # fmt: skip
 IGNORED = ("train.out_dir", "train.init_from")
 
 
@@ -42,6 +47,9 @@ def _read(folder: Path) -> RunRow:
         content = read_run(folder)
     except CheckpointError as error:
         return RunRow(folder, "unreadable", note=str(error))
+    for name, kinds in _TYPES.items():
+        if not isinstance(content.get(name), kinds):
+            return RunRow(folder, "unreadable", note=f"{folder / 'run.json'}: {name} is {content.get(name)!r}")
     status, note = content["status"], content.get("reason") or ""
     if status == "running" and not _is_locked(folder):
         status, note = "killed", "the same command resumes it"
@@ -51,7 +59,7 @@ def _read(folder: Path) -> RunRow:
         settings, note = {}, note or f"config.yaml: {error}"
     return RunRow(
         folder, status, content.get("best_loss"), content.get("best_step"), content.get("step"),
-        content.get("parameters"), content.get("identity", ""), note,
+        content.get("parameters"), content.get("identity") or "", note,
         {key: value for key, value in settings.items() if key not in IGNORED},
     )  # fmt: skip
 

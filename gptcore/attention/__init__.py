@@ -34,7 +34,7 @@ class Attention(nn.Module):
         return None
 
     def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Any:
-        """Empty decode state for up to `length` tokens, with an `nbytes`; None when the kind cannot decode stepwise."""
+        """Empty decode state for up to `length` tokens, with `tensors()`; None when the kind cannot decode stepwise."""
         return None
 
     @staticmethod

@@ -74,8 +74,9 @@ class CausalAttention(Attention):
             q, k = (impl(position).declare_rotate(position, g, t) for t in (q, k))
         S = T
         if g.run.stage != "train":
-            g.move("k_write", k, "kv")
-            g.move("v_write", v, "kv")
+            kept = min(T, config.window or T)
+            g.move("k_write", g.view(k, B, K, kept, D), "kv")
+            g.move("v_write", g.view(v, B, K, kept, D), "kv")
         if g.run.stage == "decode":
             S = min(g.run.S, config.window or g.run.S)
             k, v = g.cached("k", B, K, S, D), g.cached("v", B, K, S, D)

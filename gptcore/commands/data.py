@@ -8,8 +8,6 @@ from ..errors import DataError
 from ..prepare import prepare, run_script
 from ..tokenizer import SPECIFICATIONS
 
-HELP = "prepare, build, check and list data sets"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the sub-commands on the parser of `gptcore data`."""

@@ -58,7 +58,7 @@ def _print(runs, names: list[str], root: Path) -> None:
 
     kinds = [name for name in names if name.endswith(".kind")]
     # A knob that only some kinds have says no more than the kind.
-    everywhere = set.intersection(*(set(r.settings) for r in runs if r.settings) or [set()])
+    everywhere = set.intersection(*[set(r.settings) for r in runs if r.settings] or [set()])
     others = [name for name in names if not name.endswith(".kind") and name in everywhere]
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("run", overflow="fold")

@@ -27,7 +27,7 @@ class LayerNorm(Norm):
     @staticmethod
     def declare(config, g, x, dims):
         width = x.shape[-1]
-        mean = g.reduce("mean", x, add=1)
+        mean = g.pointwise("mean", g.reduce("sum", x, add=1), role="intermediate", mul=1)
         centred = g.pointwise("centre", x, mean, role="intermediate", add=1)
         variance = g.reduce("variance", centred, mul=1, add=1)
         scale = g.pointwise("rsqrt", variance, role="intermediate", mul=1, add=1, rsqrt=1)

@@ -64,6 +64,24 @@ def test_large_scores_of_masked_keys_do_no_harm(dtype):
     assert k.grad[:, :, -1].abs().max() == 0 and v.grad[:, :, -1].abs().max() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_types_reach_as_far_as_the_weights(dtype):
+    """exp(s - beta) = 1e5 does not fit fp16, the weight 1e5 / gamma does."""
+    q = torch.ones(1, 1, 1, 1, dtype=dtype, requires_grad=True)
+    k, v = (torch.ones(1, 1, 1, 1, dtype=dtype) for _ in range(2))
+    beta, gamma = torch.zeros(1, requires_grad=True), torch.full((1,), 100.0, requires_grad=True)
+    out = consmax.consmax_attention(q, k, v, beta, gamma, None, 11.5)
+    out.sum().backward()
+    expected = math.exp(11.5) / 100
+    # The product of q and k is rounded to the type with its scale, 11.5 log2(e) = 16.6, half a unit of which is a
+    # relative error of 16.6 ln(2) eps / 2 in the weight; a few roundings more in the gradients.
+    tolerance = (16.6 * math.log(2) / 2 + 4) * torch.finfo(dtype).eps
+    for got, want in (
+        (out, expected), (gamma.grad, -expected / 100), (beta.grad, -expected), (q.grad, 11.5 * expected),
+    ):  # fmt: skip
+        assert abs(got.item() / want - 1) < tolerance
+
+
 @pytest.mark.parametrize("fault", ["beta sign", "gamma", "mask", "scale"])
 def test_the_comparison_would_notice(fault, monkeypatch):
     """Seeded faults in the backward pass and in the mask turn the comparison red."""
