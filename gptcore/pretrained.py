@@ -67,6 +67,8 @@ def load_pretrained(name_or_dir: str | Path, *, block_size: int | None = None) -
 
 
 def _locate(name: str) -> Path:
+    if (Path(name) / "run.json").exists():
+        raise UserError(f"{name} is a run of this program: train it on with --init_from=resume --out_dir={name}")
     if Path(name).is_dir():
         return Path(name)
     if name in NAMES:

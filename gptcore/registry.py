@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, create_model
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, create_model
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, core_schema
 
@@ -158,6 +158,10 @@ class Slot:
         union = core_schema.tagged_union_schema(choices, discriminator=self.kind_of)
         checked = core_schema.no_info_before_validator_function(expand, union)
         return checked if self.default else core_schema.nullable_schema(checked)
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> dict:
+        bare = {"enum": list(kinds(self.name)), "description": f"any {self.name} kind, with its own defaults"}
+        return {"anyOf": [bare, handler(schema)]}
 
 
 def slot(name: str, default: str | None, *, flat: tuple[str, ...] = ()) -> Any:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,7 +32,11 @@ def open_folder(folder: Path, where: World) -> Iterator[None]:
         if where.is_main:
             for leftover in folder.glob(".*.tmp"):  # of a process that was killed while writing
                 leftover.unlink()
-        yield
+        try:
+            yield
+        finally:
+            if where.is_main and os.listdir(folder) == [".lock"]:  # nothing came of it
+                shutil.rmtree(folder)
 
 
 def _take(lock) -> bool:

@@ -106,6 +106,8 @@ def parse_bits(text: str | None, model: "GPTConfig") -> "Bits | None":
         given = {role: parts[0][0] for role in _ROLES}
     else:
         given = {role.strip(): width for role, _, width in parts}
+        if len(given) < len(parts):
+            raise UserError(f"--bits {text}: a width is given twice")
     widths = {}
     for role, width in given.items():
         if role not in _ROLES or not width.strip().isdecimal() or not 1 <= int(width) <= 64:

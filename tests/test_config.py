@@ -249,6 +249,8 @@ def test_commands(write, capsys):
     assert main(["config", "schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
     assert {"model", "data", "train", "hardware"} <= set(schema["properties"])
+    assert {"base", "softmax_variant_attn", "use_rotary_embeddings"} <= set(schema["properties"])
+    assert {"rmsnorm", "layernorm"} <= set(schema["$defs"]["GPTConfig"]["properties"]["norm"]["anyOf"][0]["enum"])
     assert main(["config", "flat"]) == 0
     assert "--softmax_variant_attn" in capsys.readouterr().out
     assert main(["config", "shw"]) == 2

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,19 @@ FILES = sorted(p for p in (ROOT / "explorations").rglob("*") if p.suffix in (".y
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
 def test_it_loads(path):
     assert load(path).config.model.n_layer > 0
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
+def test_the_schema_for_editors_accepts_it(path):
+    jsonschema = pytest.importorskip("jsonschema")
+    import yaml
+
+    from gptcore.commands.config import file_schema
+
+    content = json.loads(json.dumps(yaml.safe_load(re.sub(r"\b1e-", "1.0e-", path.read_text()))))
+    jsonschema.validate(content, file_schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**content, "modle": {}}, file_schema())
 
 
 def test_the_comparison_is_fair():

@@ -330,6 +330,7 @@ def test_resume_on_other_tokens_is_refused(settings, reference, tmp_path):
 def test_resume_of_nothing(settings, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="nothing to resume"):
         run(settings, init_from="resume")
+    assert not (tmp_path / "run").exists()
     monkeypatch.chdir(tmp_path)
     done = run(settings, out_dir=None)
     with pytest.raises(UserError, match=f"runs of that name: {done.folder}"):

@@ -59,11 +59,27 @@ def _diff(args) -> int:
 
 
 def _schema(args) -> int:
-    from ..config import Config
-
-    json.dump(Config.model_json_schema(), sys.stdout, indent=1)
+    json.dump(file_schema(), sys.stdout, indent=1)
     print()
     return 0
+
+
+def file_schema() -> dict:
+    """JSON schema of a configuration file: the sections, `base`, flat names, and kinds by their bare names."""
+    from ..config import Config
+    from ..flat import flat_names
+    from ..registry import switches
+
+    schema = Config.model_json_schema()
+    schema["properties"]["base"] = {"type": "string", "description": "file that this one builds on, relative to it"}
+    for name, target in flat_names().items():
+        schema["properties"].setdefault(name, {"description": " or ".join(".".join(path) for path in target.paths)})
+    for name, (slot, on, off) in switches().items():
+        schema["properties"][name] = {
+            "type": "boolean",
+            "description": f"model.{slot}: {on or 'default'} or {off or 'not'}",
+        }
+    return schema
 
 
 def _flat(args) -> int:
