@@ -6,29 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 from rich.console import Console
+from small import CHECKS, MODEL, STAGES, config
 
 import ppa.check
 import ppa.count
-from gptcore.loader import from_dict
 from gptcore.model import declare
 from gptcore.ops import Bits
 from ppa.check import counted_flops
 from ppa.render import print_report, summary_lines
 from ppa.report import failed_checks, make_report
-
-STAGES = ("prefill", "decode", "train")
-MODEL = {
-    "n_layer": 2, "n_embd": 32, "block_size": 16, "vocab_size": 29,
-    "attention": {"kind": "causal", "n_head": 4, "n_kv_head": 2, "window": 5},
-}  # fmt: skip
-CHECKS = {
-    "parameters", "weight_names_and_shapes", "prefill_matmul_flops", "decode_matmul_flops", "train_matmul_flops",
-    "kv_cache_bytes",
-}  # fmt: skip
-
-
-def config(**sections):
-    return from_dict({"model": {**MODEL, **sections.pop("model", {})}, **sections})
 
 
 @pytest.mark.parametrize("point", [{"context": 1}, {"seq_len": 1}, {"batch_size": 3}, {"bits": Bits(kv=3)}])

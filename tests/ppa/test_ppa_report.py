@@ -6,29 +6,15 @@ import json
 import pytest
 import torch
 from rich.console import Console
+from small import CHECKS, STAGES, config
 
 import ppa.report
 from gptcore.config import identity
 from gptcore.errors import UserError
-from gptcore.loader import from_dict
 from gptcore.ops import PRIMITIVES, Bits
 from ppa.count import BYTE_CLASSES, CONVENTIONS, add_up
 from ppa.render import markdown, print_report, si
 from ppa.report import make_report, write_report
-
-STAGES = ("prefill", "decode", "train")
-MODEL = {
-    "n_layer": 2, "n_embd": 32, "block_size": 16, "vocab_size": 29,
-    "attention": {"kind": "causal", "n_head": 4, "n_kv_head": 2, "window": 5},
-}  # fmt: skip
-CHECKS = {
-    "parameters", "weight_names_and_shapes", "prefill_matmul_flops", "decode_matmul_flops", "train_matmul_flops",
-    "kv_cache_bytes",
-}  # fmt: skip
-
-
-def config(**sections):
-    return from_dict({"model": {**MODEL, **sections.pop("model", {})}, **sections})
 
 
 @pytest.fixture(scope="module")
