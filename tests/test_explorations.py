@@ -33,6 +33,14 @@ def test_the_schema_for_editors_accepts_it(path):
         jsonschema.validate({**content, "modle": {}}, file_schema())
 
 
+def test_the_example_of_the_readme_loads(tmp_path):
+    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (tmp_path / "readme.yaml").write_text(example.replace("base: base/", f"base: {ROOT}/explorations/base/"))
+    model = load(tmp_path / "readme.yaml").config.model
+    assert [layer.attention.softmax.kind for layer in model.layer_configs()] == ["softmax"] * 2 + ["consmax"] * 2
+    assert model.block_size == 64 and model.layer_configs()[0].norm.kind == "rmsnorm"
+
+
 def test_the_comparison_is_fair():
     """Both tiny Shakespeare configurations train alike; the better one is not larger, nor more than 3 % smaller."""
     from gptcore.model import GPT

@@ -38,7 +38,7 @@ def _kind(values: dict, field: str) -> str:
 
 # Sizes that keep a model small; any other number is drawn around its default.
 SIZES = {
-    "n_layer": [1, 2, 3], "n_embd": [24, 32, 48], "block_size": [12, 16], "vocab_size": [29], "n_head": [1, 2, 3, 4],
+    "n_layer": [1, 2], "n_embd": [24, 32, 48], "block_size": [12, 16], "vocab_size": [29], "n_head": [1, 2, 3, 4],
     "n_kv_head": [None, 1, 2, 3], "window": [None, 1, 3, 7, 40], "repeat": [1], "hidden_size": [None, 20],
     "dropout": [0.0, 0.1], "layers": [[]], "initial_gamma": [100.0, 3.0],
 }  # fmt: skip
