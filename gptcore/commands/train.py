@@ -122,10 +122,13 @@ def _summary(result) -> str:
 def _next_steps(folder: Path, args) -> str:
     settings = shlex.join(([args.config] if args.config else []) + args.overrides)
     program, shown = _program(), shlex.quote(str(folder))
+    swap = "--softmax_variant_attn=consmax      the same with another softmax"
+    if "softmax_variant_attn" in settings:
+        swap = "--seed=1      the same with another seed"
     return (
         f"  {folder}/   config.yaml, metrics.csv, best.pt, last.pt, ppa/report.md\n"
         "next:\n"
         f'  {program} sample --out_dir {shown} --start "ROMEO:"\n'
-        f"  {program} train {settings} --softmax_variant_attn=consmax      the same with another softmax\n"
+        f"  {program} train {settings} {swap}\n"
         f"  {program} inspect {shlex.quote(str(folder.parent))}      compare runs"
     )
