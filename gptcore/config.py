@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from .registry import KindConfig, Problem, Strict, impl, slot, slot_of
+from .registry import KindConfig, Problem, Strict, impl, slot
 
 
 def knob(
@@ -247,5 +247,5 @@ def difference(old: Strict, new: Strict) -> dict[str, tuple[Any, Any]]:
 
 __all__ = [
     "BitsConfig", "Config", "DataConfig", "Dims", "GPTConfig", "LayerConfig", "TrainConfig",
-    "canonical", "difference", "flatten", "identity", "knob", "slot_of",
+    "canonical", "difference", "flatten", "identity", "knob",
 ]  # fmt: skip

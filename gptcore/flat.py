@@ -161,7 +161,12 @@ def _set(tree: dict, path: tuple[Key, ...], value: Any, problems: list[str]) -> 
     if earlier is not None and in_file and not isinstance(tree[last], dict):
         problems.append(f"{last.mark}: {last} is given twice, first at {earlier.mark}")
     tree.pop(last, None)
-    tree[last] = value
+    tree[last] = _copy(value)  # the tree is written to, what was read is not
+
+
+def _copy(value: Any) -> Any:
+    """Own mappings all the way down, with the same keys and their marks."""
+    return {key: _copy(child) for key, child in value.items()} if isinstance(value, dict) else value
 
 
 def _get(tree: Any, path: tuple[str, ...]) -> Any:

@@ -179,6 +179,15 @@ def test_the_last_word_counts_on_the_command_line():
     assert (merged.attention.n_head, merged.attention.n_kv_head, merged.n_layer, merged.n_embd) == (2, 1, 3, 64)
 
 
+def test_flat_and_nested_names_in_one_file(write):
+    """A section, a kind by its alias and a knob: nothing is said twice, and what was read is not written to."""
+    text = "model: {n_layer: 2, attention: {n_kv_head: 2}}\nsoftmax_variant_attn: consmax\nn_head: 4\n"
+    attention = load(write(text + "consmax_initial_beta: 1.0\n")).config.model.attention
+    assert (attention.n_head, attention.n_kv_head, attention.softmax.initial_beta) == (4, 2, 1.0)
+    values = {"model": {"n_layer": 2}, "mlp_variant": "swiglu", "n_head": 4}
+    assert from_dict(values).model.mlp.kind == "swiglu" and values["model"] == {"n_layer": 2}
+
+
 def test_text_on_the_command_line_stays_text():
     config = load(None, ["--sample_start=ROMEO: # hi", "--out_dir=2024", "--dataset", "no", "--compile=False"]).config
     assert (config.train.sample_start, config.train.out_dir, config.data.dataset) == ("ROMEO: # hi", "2024", "no")
