@@ -23,8 +23,8 @@ report: setup  ## what CONFIG costs in hardware
 inspect: setup  ## table of the runs below OUT
 	$(BIN)/gptcore inspect $(OUT) $(ARGS)
 
-test: setup  ## the test suite (what CI runs)
-	$(BIN)/pytest
+test: setup  ## the test suite (what CI runs), a process a core
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 check: setup  ## lint, format, types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 check-all: check  ## every test, the slow and the networked ones too

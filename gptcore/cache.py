@@ -17,10 +17,11 @@ class KVCache:
         """Everything that is kept."""
         return [self.k, self.v]
 
-    def extend(self, k_BKTD: Tensor, v_BKTE: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, k_BKTD: Tensor, v_BKTE: Tensor, *, ordered: bool = False) -> tuple[Tensor, Tensor]:
         """Appends T tokens; returns every key and value that the T queries may need, oldest first.
 
-        A single token at a full ring gets the ring as it lies: all of it is visible, so its order does not matter.
+        A single token at a full ring gets the ring as it lies: all of it is visible, so its order does not matter,
+        unless `ordered` says that it does (a bias by distance).
         """
         T, old = k_BKTD.shape[2], self.length
         self.length += T
@@ -30,6 +31,8 @@ class KVCache:
         if T == 1:
             at = old % self.capacity
             self.k[:, :, at : at + 1], self.v[:, :, at : at + 1] = k_BKTD, v_BKTE
+            if ordered:
+                return self.k.roll(-(at + 1), dims=2), self.v.roll(-(at + 1), dims=2)
             return self.k, self.v
         keys, values = self._append(self.k, k_BKTD, old), self._append(self.v, v_BKTE, old)
         for ring, rows in ((self.k, keys), (self.v, values)):
@@ -39,3 +42,19 @@ class KVCache:
     def _append(self, ring: Tensor, new: Tensor, old: int) -> Tensor:
         past = ring[:, :, :old] if old <= self.capacity else ring.roll(-(old % self.capacity), dims=2)
         return torch.cat([past, new], dim=2)
+
+
+class StateCache:
+    """Decode state of a size that does not depend on the context; zeros before the first token."""
+
+    def __init__(self, shapes: list[tuple[int, ...]], dtype, device):
+        self._tensors = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that is kept."""
+        return self._tensors
+
+    def update(self, *new: Tensor) -> None:
+        """Replaces every tensor, in place."""
+        for old, value in zip(self._tensors, new, strict=True):
+            old.copy_(value)

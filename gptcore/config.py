@@ -17,17 +17,20 @@ from .registry import KindConfig, Problem, Strict, impl, slot
 
 def knob(
     default: Any, help: str, *, flat: tuple[str, ...] | None = None, cosmetic: bool = False, neutral: Any = None,
-    **constraint: Any,
+    switch: dict[str, Any] | None = None, **constraint: Any,
 ):  # fmt: skip
     """A field with documentation. `cosmetic` fields change nothing about the result and stay out of the identity.
 
-    A value `neutral` means the same as the default as far as the identity is concerned.
+    A value `neutral` means the same as the default as far as the identity is concerned. `switch` maps boolean flat
+    names to the value that they stand for when true.
     """
     extra: dict[str, Any] = {"cosmetic": True} if cosmetic else {}
     if neutral is not None:
         extra["neutral"] = neutral
     if flat is not None:
         extra["flat"] = list(flat)
+    if switch is not None:
+        extra["switch"] = dict(switch)
     return Field(default, description=help, json_schema_extra=extra, **constraint)
 
 
@@ -37,6 +40,40 @@ class BitsConfig(Strict):
     weight: int = knob(16, "bits per weight", flat=("weight_bits",), ge=1, le=64)
     activation: int = knob(16, "bits per activation", flat=("activation_bits",), ge=1, le=64)
     kv: int = knob(16, "bits per cached key and value", flat=("kv_bits",), ge=1, le=64)
+
+
+class RoundingConfig(Strict):
+    """How activations are rounded wherever an attention or mlp kind gives a place bits."""
+
+    method: Literal["symmetric", "affine"] = knob(
+        "symmetric", "codes around zero, or between the extremes", flat=("activations_quant_method",)
+    )
+    range: Literal["token", "learned"] = knob("token", "largest value of each token, or a learned step (LSQ)", flat=())
+
+
+class EmbeddingConfig(Strict):
+    """The token table and the head."""
+
+    width: int | None = knob(None, "width of the table, projected to n_embd; null: n_embd", flat=("n_embd_wte",), ge=1)
+    scale: Literal["none", "sqrt", "learned"] = knob("none", "factor on embeddings: sqrt(n_embd), or learned", flat=())
+    init: Literal["gaussian", "hypersphere"] = knob("gaussian", "rows normal, or random unit vectors", flat=())
+    init_std: float = knob(0.02, "standard deviation of gaussian rows", flat=("embedding_gaussian_std",), gt=0)
+    bits: int | None = knob(None, "bits of the table; null: not rounded", flat=("quantize_wte_bits",), ge=2, le=16)
+
+
+class ShareConfig(Strict):
+    """Parameters that several layers have in common."""
+
+    attention: int = knob(1, "consecutive layers with one attention", flat=("shared_attn_size",), ge=1)
+    attention_symmetric: bool = knob(False, "first and last layers share, and so on inwards", flat=("shared_attn_sym",))
+    mlp: int = knob(1, "consecutive layers with one mlp", flat=("shared_mlp_size",), ge=1)
+    mlp_symmetric: bool = knob(False, "first and last layers share, and so on inwards", flat=("shared_mlp_sym",))
+
+    def owner(self, part: Literal["attention", "mlp"], layer: int, n_layer: int) -> int:
+        """The first layer that has the parameters of this one."""
+        if getattr(self, part + "_symmetric"):
+            layer = min(layer, n_layer - 1 - layer)
+        return layer - layer % getattr(self, part)
 
 
 class LayerConfig(Strict):
@@ -53,6 +90,14 @@ LAYER_FIELDS = ("attention", "mlp", "norm", "block")
 
 
 @dataclass(frozen=True)
+class Heads:
+    """What position kinds see of an attention: query heads, and the width of what is rotated."""
+
+    count: int
+    width: int
+
+
+@dataclass(frozen=True)
 class Dims:
     """What a block needs to know about the model around it."""
 
@@ -61,6 +106,8 @@ class Dims:
     block_size: int
     bias: bool
     dropout: float
+    rounding: RoundingConfig = RoundingConfig.model_construct()
+    layer: int = 0
 
 
 class GPTConfig(Strict):
@@ -81,11 +128,16 @@ class GPTConfig(Strict):
     norm_output: KindConfig | None = slot("norm", None, flat=("norm_variant_output",))
     block: KindConfig = slot("block", "sequential", flat=("block_variant",))
     position: KindConfig = slot("position", "learned", flat=("position_variant",))
+    norm_embedding: KindConfig | None = slot("norm", None, flat=("norm_variant_wte",))
+    softmax_output: KindConfig | None = slot("softmax", None, flat=("softmax_variant_output",))
+    embedding: EmbeddingConfig = Field(default_factory=EmbeddingConfig)
+    share: ShareConfig = Field(default_factory=ShareConfig)
+    rounding: RoundingConfig = Field(default_factory=RoundingConfig)
     layers: list[LayerConfig] = knob([], "schedule of layers that differ; repeats add up to n_layer", flat=())
     bits: BitsConfig = Field(default_factory=BitsConfig)
 
     def dims(self) -> Dims:
-        return Dims(self.n_embd, self.n_layer, self.block_size, self.bias, self.dropout)
+        return Dims(self.n_embd, self.n_layer, self.block_size, self.bias, self.dropout, self.rounding)
 
     def output_norm(self) -> KindConfig:
         """The norm before the head: `norm_output`, or the same as in the layers."""
@@ -110,14 +162,44 @@ class GPTConfig(Strict):
             for i, layer in enumerate(self.layers):
                 yield from _problems(layer, dims, ("layers", i), skip=())
             yield from _problems(self, dims, (), skip=LAYER_FIELDS)
+        if self.rounding.method == "affine" and self.rounding.range == "learned":
+            yield ("rounding", "method"), "a learned range is symmetric; affine takes range: token"
+        if self.softmax_output is not None and not impl(self.softmax_output).as_output:
+            kind = self.softmax_output.kind  # type: ignore[attr-defined]
+            yield ("softmax_output", "kind"), f"{kind} can give a token no weight at all, so it is no distribution"
+        if total == self.n_layer or not self.layers:
+            yield from _sharing_problems(self)
         yield from _position_problems(self)
 
 
+def _sharing_problems(model: GPTConfig) -> Iterator[tuple[tuple, str]]:
+    layers = model.layer_configs()
+    parts: tuple[Literal["attention", "mlp"], ...] = ("attention", "mlp")
+    for part in parts:
+        for i, layer in enumerate(layers):
+            owner = model.share.owner(part, i, model.n_layer)
+            if getattr(layer, part) != getattr(layers[owner], part):
+                yield ("share", part), f"layers {owner} and {i} share their {part}, but are configured differently"
+                break
+
+
 def _position_problems(model: GPTConfig) -> Iterator[tuple[tuple, str]]:
-    widths = {impl(layer.attention).head_width(layer.attention, model.dims()) for layer in model.layer_configs()}
-    for width in sorted(w for w in widths if w):
-        for problem in impl(model.position).check_layer(model.position, width):
+    dims, position = model.dims(), impl(model.position)
+    attentions = [layer.attention for layer in model.layer_configs()]
+    heads = [impl(attention).heads(attention, dims) for attention in attentions]
+    seen = set()
+    for head in heads:
+        for problem in position.check_heads(model.position, head) if head and head not in seen else ():
             yield ("position", problem.field), problem.message
+        seen.add(head)
+    acts_on = position.acts_on(model.position)
+    kind = model.position.kind  # type: ignore[attr-defined]
+    if acts_on == {"rotation"} and not any(heads):
+        yield ("position", "kind"), f"{kind} turns queries and keys, but no layer has any"
+    if "bias" in acts_on and not all(impl(a).takes_bias or h is None for a, h in zip(attentions, heads, strict=True)):
+        yield ("position", "kind"), f"{kind} adds to attention scores, and an attention kind of this model has none"
+    if acts_on == {"bias"} and not any(heads):
+        yield ("position", "kind"), f"{kind} adds to attention scores, but no layer has any"
 
 
 def _problems(config: Strict, dims: Dims, path: tuple, skip: tuple[str, ...]) -> Iterator[tuple[tuple, str]]:
@@ -148,15 +230,42 @@ class TrainConfig(Strict):
     batch_size: int = knob(12, "sequences per micro-batch", ge=1)
     gradient_accumulation_steps: int = knob(1, "micro-batches per step, over all processes", ge=1)
     max_iters: int = knob(2000, "optimizer steps", ge=0)
+    optimizer: Literal["adamw", "muon", "lion", "adafactor"] = knob(
+        "adamw",
+        "muon: matrices of the blocks, AdamW the rest; lion wants rates 3 to 10 times smaller; those of adafactor are "
+        "relative to the size of a parameter (0.01)",
+    )
     learning_rate: float = knob(1e-3, "peak learning rate", gt=0)
-    schedule: Literal["cosine", "constant"] = knob("cosine", "learning rate after the warm-up")
+    muon_learning_rate: float = knob(0.02, "peak rate of Muon's matrices; follows the same schedule", gt=0)
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = knob(
+        "cosine", "learning rate after the warm-up; wsd: constant, then a decay at the end"
+    )
     warmup_iters: int = knob(100, "steps of linear warm-up", ge=0)
-    lr_decay_iters: int | None = knob(None, "step at which the cosine reaches min_lr; null: max_iters", ge=1)
-    min_lr: float | None = knob(None, "learning rate at the end of the cosine; null: a tenth of the peak", ge=0)
-    weight_decay: float = knob(0.1, "AdamW decay of matrices; vectors are never decayed", ge=0)
-    beta1: float = knob(0.9, "AdamW first moment", ge=0, lt=1)
-    beta2: float = knob(0.99, "AdamW second moment", ge=0, lt=1)
+    lr_decay_iters: int | None = knob(None, "step at which the schedule reaches min_lr; null: max_iters", ge=1)
+    min_lr: float | None = knob(None, "learning rate at the end of the schedule; null: a tenth of the peak", ge=0)
+    wsd_decay_fraction: float = knob(0.2, "part of all steps in which wsd decays", gt=0, le=1)
+    wsd_decay_shape: Literal["linear", "cosine", "sqrt"] = knob("linear", "decay of wsd; sqrt: 1 - sqrt(progress)")
+    weight_decay: float = knob(0.1, "decay of matrices; vectors are never decayed", ge=0)
+    beta1: float = knob(0.9, "first moment of AdamW and Lion", ge=0, lt=1)
+    beta2: float = knob(0.99, "second moment of AdamW, momentum of Lion", ge=0, lt=1)
     grad_clip: float = knob(1.0, "largest gradient norm; 0 turns clipping off", ge=0)
+    label_smoothing: float = knob(0.0, "share of the target that is spread over all tokens", ge=0, lt=1)
+    focal_gamma: float = knob(0.0, "weights each token's loss by (1 - p)^gamma; 0: off", ge=0)
+    z_loss: float = knob(0.0, "weight of the squared log of the softmax's denominator; 0: off", ge=0)
+    distill_from: str | None = knob(
+        None, "run folder of a teacher; null: none", flat=("distill_from", "distillation_teacher_ckpt")
+    )
+    distill_weight: float = knob(0.5, "w of (1 - w) loss + w T^2 KL(teacher || student)", ge=0, le=1)
+    distill_temperature: float = knob(
+        2.0, "T: both distributions are softened by it", flat=("distill_temperature", "distillation_temperature"), gt=0
+    )
+    quant_scheduler: Literal["static", "linear"] = knob(
+        "static", "rounding while training: full, or growing; it is full in every evaluation"
+    )
+    start_quant_level: float = knob(0.0, "strength of rounding at step 0 (linear)", ge=0, le=1)
+    full_quant_iteration: int | None = knob(None, "step at which rounding is full (linear); null: max_iters", ge=1)
+    import_wte_npy: str | None = knob(None, "token table to start with: a .npy file of (vocab_size, width)")
+    import_wte_freeze: bool = knob(False, "leave the imported token table as it is")
     dtype: Literal["float32", "bfloat16", "float16"] = knob("float32", "arithmetic of the forward pass (autocast)")
     eval_interval: int = knob(250, "steps between evaluations and checkpoints", ge=1)
     eval_iters: int = knob(100, "validation batches, the same at each evaluation", ge=1)
@@ -168,10 +277,44 @@ class TrainConfig(Strict):
     device: str = knob("auto", "cpu, cuda, cuda:N, or auto", cosmetic=True)
     compile: bool = knob(False, "torch.compile the model", cosmetic=True)
     parallel: Literal["ddp", "fsdp"] = knob("ddp", "how several processes share the work (torchrun)", cosmetic=True)
+    export_wte_npy: str | None = knob(None, "write the token table there with each checkpoint", cosmetic=True)
     log_interval: int = knob(10, "steps between rows of metrics.csv", ge=1, cosmetic=True)
     tensorboard: bool = knob(False, "also write TensorBoard events", cosmetic=True)
     sample_start: str = knob("\n", "prompt of the samples printed at checkpoints", cosmetic=True)
     sample_tokens: int = knob(0, "tokens sampled at each checkpoint; 0: none", ge=0, cosmetic=True)
+
+    @property
+    def decay_end(self) -> int:
+        """The step at which the learning rate is at its lowest."""
+        return self.lr_decay_iters or self.max_iters
+
+    @property
+    def decay_start(self) -> int:
+        """The step at which the decay of wsd begins."""
+        return self.decay_end - max(1, round(self.wsd_decay_fraction * self.decay_end))
+
+    def problems(self) -> Iterator[tuple[tuple, str]]:
+        """(path below `train`, message) of values that contradict each other or would have no effect."""
+        if self.min_lr is not None and self.min_lr > self.learning_rate:
+            yield ("min_lr",), f"min_lr {self.min_lr} exceeds learning_rate {self.learning_rate}"
+        if self.schedule == "wsd" and self.decay_start < self.warmup_iters:
+            yield (
+                ("wsd_decay_fraction",),
+                f"the decay would begin at step {self.decay_start}, before the warm-up ends at {self.warmup_iters}",
+            )
+        applies = {
+            "optimizer: muon": (self.optimizer == "muon", ("muon_learning_rate",)),
+            "schedule: wsd": (self.schedule == "wsd", ("wsd_decay_fraction", "wsd_decay_shape")),
+            "distill_from": (self.distill_from is not None, ("distill_weight", "distill_temperature")),
+            "quant_scheduler: linear": (
+                self.quant_scheduler == "linear", ("start_quant_level", "full_quant_iteration"),
+            ),
+            "import_wte_npy": (self.import_wte_npy is not None, ("import_wte_freeze",)),
+        }  # fmt: skip
+        for needed, (given, names) in applies.items():
+            for name in names:
+                if not given and getattr(self, name) != type(self).model_fields[name].default:
+                    yield (name,), f"has no effect without {needed}"
 
 
 class Config(Strict):
@@ -185,8 +328,8 @@ class Config(Strict):
     def problems(self) -> Iterator[tuple[tuple, str]]:
         for path, message in self.model.problems():
             yield ("model", *path), message
-        if self.train.min_lr is not None and self.train.min_lr > self.train.learning_rate:
-            yield ("train", "min_lr"), f"min_lr {self.train.min_lr} exceeds learning_rate {self.train.learning_rate}"
+        for path, message in self.train.problems():
+            yield ("train", *path), message
 
     def with_vocab(self, vocab_size: int) -> "Config":
         """A copy whose vocabulary size is known; a size already stated (a padded vocabulary) is kept."""
@@ -246,6 +389,7 @@ def difference(old: Strict, new: Strict) -> dict[str, tuple[Any, Any]]:
 
 
 __all__ = [
-    "BitsConfig", "Config", "DataConfig", "Dims", "GPTConfig", "LayerConfig", "TrainConfig",
+    "BitsConfig", "Config", "DataConfig", "Dims", "EmbeddingConfig", "GPTConfig", "Heads", "LayerConfig",
+    "RoundingConfig", "ShareConfig", "TrainConfig",
     "canonical", "difference", "flatten", "identity", "knob",
 ]  # fmt: skip

@@ -24,6 +24,45 @@ class Target:
     is_bool: bool = False
 
 
+@dataclass(frozen=True)
+class Switch:
+    """A yes/no that stands for a value: `on` when true, `off` when false; `default` is what the field says by itself.
+
+    A path that ends in "kind" selects the kind of a slot.
+    """
+
+    path: tuple[str, ...]
+    on: Any
+    off: Any
+    default: Any
+
+
+@cache
+def all_switches() -> dict[str, Switch]:
+    """Every boolean flat name that is no field itself: those of kinds, and those of fields and slots."""
+    found = {}
+    for name, (slot, on, off) in switches().items():
+        default = slot_of(GPTConfig.model_fields[slot]).default  # type: ignore[union-attr]
+        found[name] = Switch(("model", slot, "kind"), on, off, default)
+
+    def walk(cls: type[Strict], path: tuple[str, ...]) -> None:
+        for field, info in cls.model_fields.items():
+            here, slot, extra = (*path, field), slot_of(info), info.json_schema_extra
+            if slot:
+                for name, kind in slot.switch:
+                    found.setdefault(name, Switch((*here, "kind"), kind, None, slot.default))
+                for cls_of_kind in kinds(slot.name).values() if len(here) < 5 else ():
+                    walk(cls_of_kind.Config, here)  # type: ignore[attr-defined]
+            elif isinstance(info.annotation, type) and issubclass(info.annotation, Strict):
+                walk(info.annotation, here)
+            elif isinstance(extra, dict):
+                for name, value in extra.get("switch", {}).items():  # type: ignore[union-attr]
+                    found.setdefault(name, Switch(here, value, None, info.default))
+
+    walk(Config, ())
+    return found
+
+
 @cache
 def flat_names() -> dict[str, Target]:
     """Every flat name with its target paths."""
@@ -95,11 +134,11 @@ def _typed(name: str, text: str) -> Any:
 
 
 def _is_bool(name: str) -> bool:
-    return name in switches() or (name in flat_names() and flat_names()[name].is_bool)
+    return name in all_switches() or (name in flat_names() and flat_names()[name].is_bool)
 
 
 def _all_names() -> list[str]:
-    return [*flat_names(), *switches()]
+    return [*flat_names(), *all_switches()]
 
 
 def place(pairs: Iterable[tuple[tuple[Key, ...], Any]], below: dict, problems: list[str]) -> dict:
@@ -123,11 +162,11 @@ def _place(pairs: list[tuple[tuple[Key, ...], Any]], draft: dict, below: dict, p
         key = path[0]
         if len(path) > 1 or key in SECTIONS:
             _set(tree, path, value, problems)
-        elif key in switches():
+        elif key in all_switches():
             _switch(tree, below, key, value, chosen, problems)
         elif key in flat_names():
-            target = _choose(flat_names()[key].paths, draft or tree, below)
-            _set(tree, tuple(Key(part, key.mark) for part in target), value, problems)
+            for target in _choose(flat_names()[key].paths, draft or tree, below):
+                _set(tree, tuple(Key(part, key.mark) for part in target), value, problems)
         else:
             what = "option --" if key.mark.startswith(_COMMAND) else "key "
             hint = nearest(key, [*_all_names(), *SECTIONS])
@@ -137,7 +176,7 @@ def _place(pairs: list[tuple[tuple[Key, ...], Any]], draft: dict, below: dict, p
 
 def _names_a_kind(name: str) -> bool:
     target = flat_names().get(name)
-    return name in switches() or (target is not None and target.paths[0][-1] == "kind")
+    return name in all_switches() or (target is not None and target.paths[0][-1] == "kind")
 
 
 def _set(tree: dict, path: tuple[Key, ...], value: Any, problems: list[str]) -> None:
@@ -200,32 +239,39 @@ def _names_kind(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, dict) and "kind" in value)
 
 
-def _choose(paths: tuple[tuple[str, ...], ...], tree: dict, below: dict) -> tuple[str, ...]:
-    """Of several nested homes of a flat name, the first that exists in the chosen kinds, else the first."""
-    return next((path for path in paths if _walk(path, tree, below) is not None), paths[0])
+def _choose(paths: tuple[tuple[str, ...], ...], tree: dict, below: dict) -> list[tuple[str, ...]]:
+    """Of several nested homes of a flat name all that exist in the chosen kinds, else one whose slot is not empty."""
+    homes = [path for path in paths if _walk(path, tree, below) is not None]
+    return homes or [next((p for p in paths if (_walk(p[:-1], tree, below) or [None])[-1]), paths[0])]
 
 
 def _switch(tree: dict, below: dict, key: Key, value: Any, chosen: dict[str, Key], problems: list[str]) -> None:
     """True chooses the kind. False only leaves the kind it stands for; another kind chosen elsewhere stays."""
-    slot, on, off = switches()[key]
-    path = ("model", slot)
-    default = slot_of(GPTConfig.model_fields[slot]).default  # type: ignore[union-attr]
-    current = (_walk(path, tree, below) or [None])[-1]
+    switch = all_switches()[key]
+    path, on, off, default = switch.path, switch.on, switch.off, switch.default
+    what = ".".join(path[:-1] if path[-1] == "kind" else path)
+    if path[-1] == "kind":
+        current = (_walk(path[:-1], tree, below) or [None])[-1]
+    else:
+        values = (_get(source, path) for source in (tree, below))
+        current = next((v for v in values if v is not None), default)
     if not isinstance(value, bool):
         problems.append(f"{key.mark}: {key} must be true or false, not {value!r}")
         return
-    kind: str | None
+    kind: Any
     if value and on:
-        if slot in chosen:
-            problems.append(f"{key.mark}: {key} and {chosen[slot]} contradict each other: the {slot} has one kind")
-        kind, chosen[slot] = on, key
+        if what in chosen:
+            problems.append(f"{key.mark}: {key} and {chosen[what]} contradict each other: {what} has one value")
+        kind, chosen[what] = on, key
     elif not value and off and current == (on or default):
         kind = off
     elif not value and not off and current == on:
         kind = default
     else:
         return
-    _set(tree, (*(Key(p, key.mark) for p in path), Key("kind", key.mark)), kind, problems)
+    if kind is None and path[-1] == "kind":  # an optional slot is left empty
+        path = path[:-1]
+    _set(tree, tuple(Key(p, key.mark) for p in path), kind, problems)
 
 
-__all__ = ["SECTIONS", "Target", "flat_names", "parse_overrides", "place"]
+__all__ = ["SECTIONS", "Target", "all_switches", "flat_names", "parse_overrides", "place"]

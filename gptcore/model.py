@@ -4,14 +4,19 @@ Legend: B batch, T tokens, C width, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import GPTConfig
+from . import losses, optim
+from .config import GPTConfig, TrainConfig
+from .embedding import Head, TokenEmbedding
 from .errors import UserError
+from .losses import cross_entropy
 from .ops import Bits, Graph, Pass
 from .registry import build, impl
 
@@ -21,7 +26,9 @@ INIT_STD = 0.02  # GPT-2
 class Transformer(nn.Module):
     """The parts under GPT-2's prefix `transformer.`: token table, blocks, final norm."""
 
-    def __init__(self, wte: nn.Embedding, h: list[nn.Module], ln_f: nn.Module):
+    wte: Any
+
+    def __init__(self, wte: nn.Module, h: list[nn.Module], ln_f: nn.Module):
         super().__init__()
         self.wte, self.h, self.ln_f = wte, nn.ModuleList(h), ln_f
 
@@ -39,26 +46,38 @@ class GPT(nn.Module):
             raise UserError("model.vocab_size is unknown: prepare the data set, or set model.vocab_size")
         self.config = config
         dims, layers = config.dims(), config.layer_configs()
-        widths = {impl(layer.attention).head_width(layer.attention, dims) for layer in layers}
-        self.position: Any = build(config.position, dims, frozenset(w for w in widths if w))
+        heads = [impl(layer.attention).heads(layer.attention, dims) for layer in layers]
+        self.position: Any = build(config.position, dims, heads)
         self.transformer = Transformer(
-            nn.Embedding(config.vocab_size, config.n_embd),
-            [build(layer.block, layer, dims) for layer in layers],
+            TokenEmbedding(config.vocab_size, config.n_embd, config.embedding),
+            [build(layer.block, layer, replace(dims, layer=i)) for i, layer in enumerate(layers)],
             build(config.output_norm(), config.n_embd, dims),
         )
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        blocks: Any = self.transformer.h
+        for i, block in enumerate(blocks):  # layers that share parameters hold the same module
+            block.attn = blocks[config.share.owner("attention", i, config.n_layer)].attn
+            block.mlp = blocks[config.share.owner("mlp", i, config.n_layer)].mlp
+        self.lm_head: Any = Head(config.vocab_size, config.n_embd, config.embedding)
         if config.tie_embeddings:
             self.lm_head.weight = self.transformer.wte.weight
+        norm, output = config.norm_embedding, config.softmax_output
+        self.norm_embedding: Any = build(norm, config.n_embd, dims) if norm is not None else None
+        self.softmax_output: Any = build(output, dims, 1) if output is not None else None
+        # What training minimises: (logits (B, T, V), targets (B, T), tokens (B, T)) -> loss. Evaluation always takes
+        # the plain cross entropy, so that runs compare.
+        self.objective: Callable[[Tensor, Tensor, Tensor], Tensor] = cross_entropy
         self.init_weights()
 
     @torch.no_grad()
     def init_weights(self) -> None:
         residual_std = INIT_STD / math.sqrt(2 * self.config.n_layer)
-        nn.init.normal_(self.lm_head.weight, std=INIT_STD)
-        nn.init.normal_(self.transformer.wte.weight, std=INIT_STD)
+        self.lm_head.init_weights(INIT_STD)
+        self.transformer.wte.init_weights(INIT_STD)
         for module in self.modules():
             residual = getattr(module, "residual", ())
             for name, child in module.named_children():
+                if child in (self.lm_head, self.transformer.wte):
+                    continue
                 initialise: Any = getattr(child, "init_weights", None)
                 if initialise is not None:
                     initialise(residual_std if name in residual else INIT_STD)
@@ -66,25 +85,40 @@ class GPT(nn.Module):
     def forward(
         self, idx_BT: Tensor, targets_BT: Tensor | None = None, *, cache: "Cache | None" = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, T, V), and the mean cross entropy in nats when targets are given (-1 is ignored).
+        """Logits (B, T, V), and the loss in nats when targets are given (-1 is ignored).
 
-        With a cache the tokens continue those seen before, and the cache takes them up.
+        The loss is the mean cross entropy; in training mode the objective, and what blocks add to it (a router that
+        balances its experts). With a cache the tokens continue those seen before, and the cache takes them up.
         """
         start = cache.length if cache is not None else 0
         end = start + idx_BT.shape[1]
         if end > self.config.block_size:
             raise ValueError(f"{end} tokens do not fit block_size {self.config.block_size}")
-        x = self.position.embed(self.transformer.wte(idx_BT), start)
+        x = self.transformer.wte(idx_BT)
+        if self.norm_embedding is not None:
+            x = self.norm_embedding(x)
+        x = self.position.embed(x, start)
+        auxiliary: Any = 0.0
         if self.training and self.config.dropout:
             x = F.dropout(x, self.config.dropout)
-        for i, block in enumerate(self.transformer.h):
-            x = block(x, self.position, start, cache.layers[i] if cache is not None else None)
+        blocks: Any = self.transformer.h
+        for i, block in enumerate(blocks):
+            x = block(x, self.position.at(i), start, cache.layers[i] if cache is not None else None)
+            if block.mlp.auxiliary is not None:
+                auxiliary, block.mlp.auxiliary = auxiliary + block.mlp.auxiliary, None
         logits = self.lm_head(self.transformer.ln_f(x))
+        if self.softmax_output is not None:
+            weights = self.softmax_output.weights(
+                logits.unsqueeze(1), torch.ones(1, 1, dtype=torch.bool, device=x.device)
+            )
+            logits = weights.squeeze(1).clamp_min(torch.finfo(weights.dtype).tiny).log().to(logits.dtype)
         if cache is not None:
             cache.length = end
         if targets_BT is None:
             return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=-1)
+        if not self.training:
+            return logits, cross_entropy(logits, targets_BT, idx_BT)
+        return logits, self.objective(logits, targets_BT, idx_BT) + auxiliary
 
     def new_cache(self, batch: int, length: int | None = None) -> "Cache | None":
         """Empty decode state for up to `length` tokens (default block_size); None if a layer has no such state."""
@@ -115,36 +149,46 @@ class Cache:
         return sum(tensor.nbytes for tensor in self.tensors())
 
 
-def declare(config: GPTConfig, run: Pass, bits: Bits | None = None) -> Graph:
+def declare(config: GPTConfig, run: Pass, bits: Bits | None = None, train: TrainConfig | None = None) -> Graph:
     """The operation list of one execution of a model, from its configuration alone.
 
-    `train` holds forward, loss, backward and an AdamW step; `prefill` computes the logits of all positions.
+    Stage `train` holds forward, loss, backward and the step of the optimizer, as `train` says; `prefill` computes the
+    logits of all positions.
     """
     assert config.vocab_size is not None
     g = Graph(run, bits or Bits(config.bits.weight, config.bits.activation, config.bits.kv))
     dims, B, T, C, V = config.dims(), run.B, run.T, config.n_embd, config.vocab_size
     position, norm = config.position, config.output_norm()
-    with g.at("transformer.wte", slot="embedding", kind="tied" if config.tie_embeddings else "untied"):
-        table = g.weight("weight", V, C)
-        x = g.gather("rows", table, g.tensor("tokens", B, T, role="index"), B, T, C)
+    kind = "tied" if config.tie_embeddings else "untied"
+    with g.at("transformer.wte", slot="embedding", kind=kind):
+        x = TokenEmbedding.declare(config.embedding, g, g.tensor("tokens", B, T, role="index"), V, C)
+        table = g.weight("weight", V, config.embedding.width or C)
+    if config.norm_embedding is not None:
+        with g.at("norm_embedding", slot="norm", kind=config.norm_embedding.kind):  # type: ignore[attr-defined]
+            x = impl(config.norm_embedding).declare(config.norm_embedding, g, x, dims)
     with g.at("position", slot="position", kind=position.kind):  # type: ignore[attr-defined]
         x = impl(position).declare_embed(position, g, x, dims)
     if config.dropout and run.stage == "train":
         x = g.pointwise("embedding_dropout", x, compare=1, mul=1)
     for i, layer in enumerate(config.layer_configs()):
+        parts: tuple[Any, ...] = (("attn", "attention"), ("mlp", "mlp"))
+        for name, part in parts:
+            owner = config.share.owner(part, i, config.n_layer)
+            if owner != i:
+                g.share(f"transformer.h.{i}.{name}", f"transformer.h.{owner}.{name}")
         with g.at(f"transformer.h.{i}", slot="block", kind=layer.block.kind, layer=i):  # type: ignore[attr-defined]
-            x = impl(layer.block).declare(layer.block, g, x, layer, dims, position)
+            x = impl(layer.block).declare(layer.block, g, x, layer, replace(dims, layer=i), position)
     with g.at("transformer.ln_f", slot="norm", kind=norm.kind):  # type: ignore[attr-defined]
         x = impl(norm).declare(norm, g, x, dims)
-    with g.at("lm_head", slot="head", kind="tied" if config.tie_embeddings else "untied"):
-        head = table if config.tie_embeddings else g.weight("weight", V, C)
-        logits = g.matmul("matmul", x, head, (B, T, V), m=B * T, k=C, n=V)
+    with g.at("lm_head", slot="head", kind=kind):
+        logits = Head.declare(config.embedding, g, x, table if config.tie_embeddings else None, V)
+    output: Any = config.softmax_output
+    if output is not None:
+        with g.at("softmax_output", slot="softmax", kind=output.kind):
+            weights = impl(output).declare(output, g, g.view(logits, B, 1, T, V), 1)
+            logits = g.view(g.pointwise("log", weights, log=1) if run.stage == "train" else weights, B, T, V)
     if run.stage == "train":
-        with g.at("loss", slot="loss", kind="cross_entropy"):
-            shifted = g.pointwise("shift", logits, g.reduce("max", logits, max=1), role="intermediate", add=1)
-            total = g.reduce("sum_exp", shifted, exp=1, add=1)
-            g.pointwise("log", total, role="intermediate", log=1, add=1)
+        losses.declare(g, logits, train)
         g.add_backward()
-        # theta -= lr (decay theta + m / (sqrt(v) + eps)): Loshchilov & Hutter, arXiv 1711.05101, algorithm 2.
-        g.add_optimizer("adamw", states=2, mul=8, add=5, sqrt=1, div=1)
+        optim.declare(g, train)
     return g

@@ -230,17 +230,31 @@ class Graph:
     _where: tuple[str, str, int | None] = ("model", "gpt", None)
     _weights: dict[str, Tensor] = field(default_factory=dict)
     _used: dict[str, int] = field(default_factory=dict)
+    _owners: dict[str, str] = field(default_factory=dict)
 
     @contextmanager
-    def at(self, scope: str = "", *, slot: str | None = None, kind: str | None = None, layer: int | None = None):
+    def at(
+        self, scope: str = "", *, slot: str | None = None, kind: str | None = None, layer: int | None = None,
+        root: bool = False,
+    ):  # fmt: skip
+        """`root` starts the names anew: for a module that hangs elsewhere than where it is called."""
         saved = self._scope, self._where
         old_slot, old_kind, old_layer = self._where
-        self._scope = (*self._scope, scope) if scope else self._scope
+        self._scope = (*(() if root else self._scope), scope) if scope else self._scope
         self._where = (slot or old_slot, kind or old_kind, old_layer if layer is None else layer)
         try:
             yield self
         finally:
             self._scope, self._where = saved
+
+    @property
+    def layer(self) -> int | None:
+        """The layer being declared."""
+        return self._where[2]
+
+    def share(self, path: str, owner: str) -> None:
+        """Parameters below `path` are those below `owner`: one module called at two places."""
+        self._owners[path] = owner
 
     def _path(self, name: str) -> str:
         return ".".join((*self._scope, name))
@@ -250,22 +264,32 @@ class Graph:
         self._used[path] = self._used.get(path, 0) + 1
         return path if self._used[path] == 1 else f"{path}.{self._used[path]}"
 
-    def weight(self, name: str, *shape: int) -> Tensor:
-        """A parameter, under the name that `named_parameters` of the module gives it; asked twice, it is shared."""
+    def weight(self, name: str, *shape: int, bits: int | None = None) -> Tensor:
+        """A parameter, under the name that `named_parameters` of the module gives it; asked twice, it is shared.
+
+        `bits` is the stored width where the kind fixes it, whatever the point of operation says.
+        """
         path = self._path(name)
+        for place, owner in self._owners.items():
+            if path.startswith(place + "."):
+                path = owner + path[len(place) :]
+                break
         if path not in self._weights:
-            self._weights[path] = Tensor(path, shape, "weight", self.bits.weight, math.prod(shape))
+            fixed = bits if self.run.stage != "train" else None  # training keeps wide master weights
+            self._weights[path] = Tensor(path, shape, "weight", fixed or self.bits.weight, math.prod(shape))
         assert self._weights[path].shape == shape, f"{path} declared with two shapes"
         return self._weights[path]
 
-    def tensor(self, name: str, *shape: int, role: Role = "activation", live: int | None = None) -> Tensor:
-        bits = {"kv": self.bits.kv, "weight": self.bits.weight, "index": 32}.get(role, self.bits.activation)
+    def tensor(
+        self, name: str, *shape: int, role: Role = "activation", live: int | None = None, bits: int | None = None
+    ) -> Tensor:
+        bits = bits or {"kv": self.bits.kv, "weight": self.bits.weight, "index": 32}.get(role, self.bits.activation)
         return Tensor(self._unique(name), shape, role, bits, math.prod(shape) if live is None else live)
 
-    def cached(self, name: str, *shape: int) -> Tensor:
+    def cached(self, name: str, *shape: int, bits: int | None = None) -> Tensor:
         """State kept between decode steps, at its size for the context `S` of this pass."""
         path = self._path(name)
-        return Tensor(path, shape, "kv", self.bits.kv, math.prod(shape))
+        return Tensor(path, shape, "kv", bits or self.bits.kv, math.prod(shape))
 
     def _record(self, op_type: type[Op], name: str, reads: Iterable[Tensor], out: Tensor, **extra) -> Tensor:
         slot, kind, layer = self._where
@@ -290,10 +314,12 @@ class Graph:
         out = self.tensor(name, *out_shape, role=role, live=live)
         return self._record(Matmul, name, (a, b), out, batch=batch, m=m, k=k, n=n)
 
-    def pointwise(self, name: str, *reads: Tensor, role: Role = "activation", **per_element: int) -> Tensor:
+    def pointwise(
+        self, name: str, *reads: Tensor, role: Role = "activation", bits: int | None = None, **per_element: int
+    ) -> Tensor:
         """`per_element` counts primitives per element; the result has the shape of the first operand."""
         _check_primitives(per_element)
-        out = self.tensor(name, *reads[0].shape, role=role, live=reads[0].live)
+        out = self.tensor(name, *reads[0].shape, role=role, live=reads[0].live, bits=bits)
         return self._record(Pointwise, name, reads, out, per_element=tuple(per_element.items()))
 
     def reduce(self, name: str, x: Tensor, **per_element: int) -> Tensor:
@@ -314,31 +340,13 @@ class Graph:
     def gather(self, name: str, table: Tensor, index: Tensor, *shape: int) -> Tensor:
         return self._record(Gather, name, (table, index), self.tensor(name, *shape))
 
-    def move(self, name: str, x: Tensor, role: Role) -> Tensor:
-        return self._record(Move, name, (x,), self.tensor(name, *x.shape, role=role))
+    def move(self, name: str, x: Tensor, role: Role, bits: int | None = None) -> Tensor:
+        return self._record(Move, name, (x,), self.tensor(name, *x.shape, role=role, bits=bits))
 
     def add_backward(self) -> None:
         """Appends the reverse of everything recorded so far."""
         for op in reversed([op for op in self.ops if op.phase == "forward"]):
             self.ops.extend(op.backward())
-
-    def add_optimizer(self, name: str, states: int, **per_element: int) -> None:
-        """One update a parameter from its gradient and `states` fp32 values; all but the gradient are written back."""
-        _check_primitives(per_element)
-        for w in self._weights.values():
-            moments = tuple(Tensor(f"{w.name}.state{i}", w.shape, "optimizer", 32, w.numel) for i in range(states))
-            self.ops.append(
-                Pointwise(
-                    name=w.name + ".step",
-                    slot="optimizer",
-                    kind=name,
-                    layer=None,
-                    phase="optimizer",
-                    reads=(w, gradient(w), *moments),
-                    writes=(w, *moments),
-                    per_element=tuple(per_element.items()),
-                )  # fmt: skip
-            )
 
     def weights(self) -> dict[str, Tensor]:
         """Every distinct parameter by its module name."""

@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from .errors import UserError
 
-SLOTS = ("attention", "softmax", "norm", "activation", "mlp", "position", "linear", "block")
+SLOTS = ("attention", "softmax", "norm", "activation", "mlp", "position", "linear", "block", "residual")
 
 
 class Strict(BaseModel):
@@ -126,11 +126,15 @@ def build(config: KindConfig, *args: Any, **kwargs: Any) -> Any:
 
 @dataclass(frozen=True)
 class Slot:
-    """Field metadata: any kind of slot `name`; without a `kind` key it is `default`. `flat` names select the kind."""
+    """Field metadata: any kind of slot `name`; without a `kind` key it is `default`.
+
+    `flat` names select the kind; `switch` pairs are (boolean flat name, the kind that it stands for when true).
+    """
 
     name: str
     default: str | None
     flat: tuple[str, ...] = ()
+    switch: tuple[tuple[str, str], ...] = ()
 
     def kind_of(self, value: Any) -> Any:
         """The kind name a raw value (mapping, bare name, or configuration) asks for."""
@@ -164,10 +168,10 @@ class Slot:
         return {"anyOf": [bare, handler(schema)]}
 
 
-def slot(name: str, default: str | None, *, flat: tuple[str, ...] = ()) -> Any:
+def slot(name: str, default: str | None, *, flat: tuple[str, ...] = (), switch: dict[str, str] | None = None) -> Any:
     """A configuration field that holds any kind of slot `name`; when nothing is said kind `default`, or null."""
     info: Any = Field(default_factory=lambda: lookup(name, default).Config() if default else None)
-    info.metadata.append(Slot(name, default, flat))
+    info.metadata.append(Slot(name, default, flat, tuple((switch or {}).items())))
     return info
 
 

@@ -6,6 +6,7 @@ evaluate, checkpoint.
 """
 
 import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +17,21 @@ import torch
 from .checkpoint import Restored, save
 from .config import Config, identity
 from .data import Dataset, Prefetcher, eval_batches, find_dataset, open_dataset, train_batch
+from .distill import distilling, load_teacher
 from .distributed import Parallel, World, world
 from .errors import CheckpointError, RunError, UserError
 from .hostmemory import keep_freed_memory
 from .interrupt import Interrupt
+from .losses import is_plain, make_objective
 from .model import GPT
-from .optim import learning_rate, make_optimizer
+from .optim import make_optimizer, set_rate, settings_of
 from .prepare import ensure_prepared
+from .quantize import set_strength
 from .runfolder import Start, begin, default_folder, open_folder
 from .runlog import Board, Metrics, Row, RunFile, SampleLog, Screen
 from .sample import continue_text
+from .schedules import learning_rate, quant_level
+from .table import TABLE, export_table, import_table, prepare_export
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,13 @@ class Trainer:
         model = GPT(m)
         if start.weights is not None:
             model.load_state_dict(start.weights)
+        import_table(model, t, fresh=start.restored is None)
+        if t.export_wte_npy is not None:
+            prepare_export(Path(t.export_wte_npy))
+        if t.quant_scheduler != "static" and not any(name.endswith("strength") for name, _ in model.named_buffers()):
+            raise UserError(f"train.quant_scheduler {t.quant_scheduler}: nothing in this model rounds")
+        self.teacher = load_teacher(t.distill_from, m, dataset.meta, where.device) if t.distill_from else None
+        model.objective = distilling(t, self.teacher) if self.teacher is not None else make_objective(t)
         self.parallel = Parallel(model, where, t.parallel, t.compile)
         self.model = self.parallel.model
         self.optimizer = make_optimizer(self.model, t)
@@ -120,6 +133,8 @@ class Trainer:
         if start.restored is not None:
             self._restore(start.restored)
         self.diverged_above = t.diverge_factor * math.log(m.vocab_size)
+        # Another objective is on another scale: there the validation loss has to tell, unless nothing finite is left.
+        self.train_loss_limit = self.diverged_above if is_plain(t) else sys.float_info.max
         self.run_file = RunFile(
             folder,
             {
@@ -142,10 +157,26 @@ class Trainer:
                 f"{self.dataset.folder} does not hold the tokens that {self.folder} was trained on: it was prepared "
                 "anew from another text or tokenizer. Bring them back, or choose another --out_dir"
             )
+        self._check_continuity(payload)
+        settings = settings_of(self.optimizer)
         self.parallel.load(self.optimizer, payload["model"], payload["optimizer"])
+        for group, asked in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(asked)  # what was changed for this run holds, not what the checkpoint ran with
         self.scaler.load_state_dict(payload["scaler"])
         self.progress = Progress(**payload["progress"])
         self.screen.say(f"resuming {self.folder} at step {self.progress.step}")
+
+    def _check_continuity(self, payload: dict[str, Any]) -> None:
+        """What the state of an optimizer cannot survive, and what makes another run of this one."""
+        t = self.config.train
+        before = payload.get("optimizer_kind", "adamw")
+        if before != t.optimizer:
+            raise UserError(f"{self.folder} was trained with {before}: its state is of no use to {t.optimizer}")
+        trained = {name for group in payload["optimizer"]["param_groups"] for name in group["params"]}
+        if (TABLE in trained) == t.import_wte_freeze:
+            raise UserError(f"{self.folder}: train.import_wte_freeze cannot change within a run")
+        if self.teacher is not None and payload.get("teacher_step", self.teacher.step) != self.teacher.step:
+            self.screen.say(f"warning: the teacher is now that of step {self.teacher.step}, another than before")
 
     def _checkpoint(self, *, best: bool) -> None:
         model_state, optimizer_state = self.parallel.state(self.optimizer)
@@ -155,8 +186,13 @@ class Trainer:
             "model_config": self.config.model.model_dump(mode="json"), "model": model_state,
             "optimizer": optimizer_state, "scaler": self.scaler.state_dict(), "progress": vars(self.progress),
             "step": self.progress.step, "tokenizer": self.dataset.meta, "identity": self.identity,
+            "optimizer_kind": self.config.train.optimizer,
         }  # fmt: skip
+        if self.teacher is not None:
+            payload["teacher_step"] = self.teacher.step
         save(self.folder, payload, best=best)
+        if self.config.train.export_wte_npy is not None:
+            export_table(Path(self.config.train.export_wte_npy), model_state[TABLE])
 
     def _describe(self, **changes: Any) -> None:
         if self.where.is_main:
@@ -190,11 +226,16 @@ class Trainer:
         dtype = getattr(torch, self.config.train.dtype)
         return torch.autocast(self.where.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
+    def _round(self, level: float) -> None:
+        """How strongly the model rounds from now on; each update and each evaluation say it for themselves."""
+        if self.config.train.quant_scheduler != "static":
+            set_strength(self.model, level)
+
     def _update(self, x: torch.Tensor, y: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step on this process's sequences; returns (their mean loss, gradient norm of all)."""
         t = self.config.train
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
+        self._round(quant_level(t, self.progress.step))
         # Dropout depends on the step, not on what ran before it: nothing to save, nothing to restore.
         seed = ((t.seed * 1_000_003 + self.progress.step) * 1009 + self.where.rank) % 2**63
         torch.default_generator.manual_seed(seed)  # 1 us; torch.manual_seed takes 96 us
@@ -218,8 +259,9 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Mean validation loss in nats over the fixed validation batches, each shared by the processes."""
+        """Mean cross entropy in nats over the fixed validation batches, each shared by the processes."""
         t, w = self.config.train, self.where
+        self._round(1.0)
         self.model.eval()
         total, count = torch.zeros((), dtype=torch.float64), 0
         batches = eval_batches(
@@ -285,8 +327,8 @@ class Trainer:
     def _interrupt(self, loss: torch.Tensor) -> tuple[str, str]:
         """Saves the state, unless it is not worth keeping."""
         value = self.where.mean(loss).item()
-        if not value <= self.diverged_above:
-            return self._diverged(f"training loss {value:.4g} at step {self.progress.step}")
+        if not value <= self.train_loss_limit:
+            return self._diverged(f"training loss {value:.4g} at step {self.progress.step}", self.train_loss_limit)
         self._checkpoint(best=False)
         return "interrupted", "asked to stop"
 
@@ -307,13 +349,13 @@ class Trainer:
         # Alone on a CPU a look at the loss is free; elsewhere it waits for the device or for the others.
         look = log or (self.where.size == 1 and self.where.device.type == "cpu")
         train_loss = self.where.mean(loss).item() if loss is not None and look else None
-        if train_loss is not None and not train_loss <= self.diverged_above:
-            return self._diverged(f"training loss {train_loss:.4g} at step {p.step}")
+        if train_loss is not None and not train_loss <= self.train_loss_limit:
+            return self._diverged(f"training loss {train_loss:.4g} at step {p.step}", self.train_loss_limit)
         if not log:
             return None
         val_loss = self.evaluate() if evaluate else None
         if val_loss is not None and not val_loss <= self.diverged_above:
-            return self._diverged(f"validation loss {val_loss:.4g} at step {p.step}")
+            return self._diverged(f"validation loss {val_loss:.4g} at step {p.step}", self.diverged_above)
         row = Row(
             p.step, p.tokens, train_loss, val_loss, rate, norm.item() if norm is not None else None,
             round(seconds, 6), round(p.elapsed_s, 3),
@@ -352,8 +394,8 @@ class Trainer:
             return f"{p.elapsed_s:.0f} s reach max_seconds"
         return None
 
-    def _diverged(self, what: str) -> tuple[str, str]:
-        limit = f"limit {self.diverged_above:.3g} = diverge_factor x ln(vocabulary)"
+    def _diverged(self, what: str, above: float) -> tuple[str, str]:
+        limit = f"limit {above:.3g}" + (" = diverge_factor x ln(vocabulary)" if above == self.diverged_above else "")
         kept = "the last good checkpoint is kept" if self.progress.best_step is not None else "there is no checkpoint"
         return "diverged", f"{what} ({limit}); {kept}, try a smaller learning_rate"
 

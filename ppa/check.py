@@ -3,7 +3,7 @@
 The module is built and run on the meta device, where tensors have shapes and no storage. On the CPU FlopCounterMode
 counts 0 for fused attention (pytorch issue 195460); on meta it sees every product. Compared: parameters, names and
 shapes of the weights, matrix FLOPs of each stage, size of the KV cache. Not compared, because no tool counts them:
-primitive operations and bytes moved.
+primitive operations and bytes moved. Not compared here either: the step of the optimizer, which is not the module's.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,9 @@ from typing import Any, Literal
 import torch
 from torch.overrides import TorchFunctionMode
 
-from gptcore.config import GPTConfig
+from gptcore.config import GPTConfig, TrainConfig
 from gptcore.model import GPT
+from gptcore.optim import TABLE
 
 from .count import Counted, Point
 
@@ -67,12 +68,14 @@ def counted_flops(run: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def run_checks(model: GPTConfig, counted: Counted) -> list[Check]:
+def run_checks(model: GPTConfig, counted: Counted, training: TrainConfig) -> list[Check]:
     """Every comparison at the point of `counted`. A failure means a wrong declaration: do not trust the counts then."""
     module, point = build_on_meta(model), counted.point
+    module.get_parameter(TABLE).requires_grad_(not training.import_wte_freeze)
     numel = _compare("parameters", "parameters", counted.params, "numel of the module", module.parameter_count)
     by = "FlopCounterMode on meta"
     flops = {stage: totals["matmul_flops"] for stage, totals in counted.totals.items()}
+    flops["train"] -= sum(row["flops"] for row in counted.rows if row["phase"] == "optimizer")
     tokens = torch.zeros(point.batch, point.seq_len, dtype=torch.long, device="meta")
 
     def prefill() -> int:

@@ -44,7 +44,7 @@ CONVENTIONS = {
     "decode": "one new token for each of batch sequences, attending to `context` tokens, itself included; reads the "
     "KV cache once",
     "kv_bytes": "size of the keys and values of the whole batch held at that context; a sliding window caps it",
-    "train": "forward, loss, backward and one AdamW step on batch x seq_len tokens (one micro-batch, no "
+    "train": "forward, loss, backward and one step of train.optimizer on batch x seq_len tokens (one micro-batch, no "
     "recomputation); weights, their gradients and the optimizer state have 32 bits (master weights), activations and "
     "their gradients the width of train.dtype. Op counts of the backward pass are estimates, FLOPs are exact",
     "embedding": "a lookup moves the rows that it reads and costs no FLOPs; the output head is a matrix product",
@@ -96,7 +96,8 @@ def train_bits(config: Config) -> Bits:
 
 def declare_stage(config: Config, point: Point, stage: Stage) -> Graph:
     """The operation list of a stage at a point."""
-    return declare(config.model, point.run(stage), train_bits(config) if stage == "train" else point.bits)
+    bits = train_bits(config) if stage == "train" else point.bits
+    return declare(config.model, point.run(stage), bits, config.train)
 
 
 def op_row(op: Op, stage: Stage) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def make_report(
         "conventions": CONVENTIONS,
         "versions": _versions(),
         "totals": _totals(counted),
-        "checks": [check.as_dict() for check in run_checks(config.model, counted)],
+        "checks": [check.as_dict() for check in run_checks(config.model, counted, config.train)],
         "ops": counted.rows,
     }  # fmt: skip
 

@@ -8,6 +8,7 @@ from gptcore.cli import main
 from gptcore.config import Config, GPTConfig, difference, identity
 from gptcore.flat import flat_names
 from gptcore.loader import ConfigError, from_dict, load
+from gptcore.registry import lookup
 from gptcore.yamlfile import dump, parse
 
 
@@ -75,9 +76,9 @@ def test_impossible_combinations_are_reported_with_the_rest(write):
         ("train: {dtype: fp8}", "'float32', 'bfloat16' or 'float16'"),
         (
             "model: {attention: {softmax: {kind: softmax, initial_beta: 2}}}",
-            "a knob of softmax consmax, not of softmax",
+            "saturatingconsmax, not of softmax",
         ),
-        ("consmax_initial_beta: 2", "a knob of softmax consmax, not of softmax"),
+        ("consmax_initial_beta: 2", "saturatingconsmax, not of softmax"),
         ("model: {position: rotary, n_embd: 36, attention: {n_head: 12}}", "even head width, not 3"),
         ("train: {min_lr: 1.0}", "exceeds learning_rate"),
         ("base: [a, b]", "must be one file name"),
@@ -121,7 +122,7 @@ def test_base_files_merge_maps_replace_lists_and_a_new_kind_drops_old_knobs(writ
     assert (same.model.n_layer, same.train.max_iters, same.model.attention.n_head) == (3, 7, 4)
     assert (same.model.attention.softmax.initial_beta, same.model.attention.softmax.initial_gamma) == (1.0, 5.0)
     other = load(write("base: base/parent.yaml\nmodel: {attention: {softmax: softermax}}\n")).config
-    assert other.model.attention.softmax.model_dump() == {"kind": "softermax"}
+    assert other.model.attention.softmax == lookup("softmax", "softermax").Config()
     assert other.model.attention.n_head == 4
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import Dims
+from ..config import Dims, Heads
 from ..ops import Graph
 from ..ops import Tensor as OpTensor
 from ..position import Position
@@ -19,6 +19,7 @@ class Attention(nn.Module):
     """Base of every kind. `residual` names the projection back to the residual stream."""
 
     residual: tuple[str, ...] = ()
+    takes_bias = False  # whether scores exist that a position kind may add to
 
     def __init__(self, config: KindConfig, dims: Dims):
         super().__init__()
@@ -29,8 +30,8 @@ class Attention(nn.Module):
         raise NotImplementedError
 
     @staticmethod
-    def head_width(config: KindConfig, dims: Dims) -> int | None:
-        """Width of the heads that a position kind rotates; None when there are none."""
+    def heads(config: KindConfig, dims: Dims) -> Heads | None:
+        """What a position kind rotates or biases; None when there is nothing of the kind."""
         return None
 
     def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Any:

@@ -1,92 +1,266 @@
-"""Causal multi-head attention with shared key/value heads and an optional sliding window."""
+"""Causal multi-head attention: shared key/value heads, sliding window, normalised queries and keys, soft cap."""
 
 import math
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
 
 from ..cache import KVCache
-from ..config import knob
+from ..config import Dims, Heads, knob
 from ..masking import CausalMask
-from ..registry import KindConfig, Problem, build, impl, register, slot
+from ..ops import Graph
+from ..quantize import Points, bits_at, declare_point
+from ..registry import KindConfig, Problem, Strict, build, impl, register, slot
+from ..softmax import Scoring
 from . import Attention
 
 
+class AttentionBits(Strict):
+    """Bits at every place of attention where hardware would round; null: not rounded."""
+
+    every: int | None = knob(None, "all places that say nothing", flat=("quantize_attn_act_bits",), ge=2, le=16)
+    input: int | None = knob(None, "what attention reads", flat=("quantize_attn_act_input_bits",), ge=2, le=16)
+    q: int | None = knob(None, "queries", flat=("quantize_attn_act_qk_mult_q_input_bits",), ge=2, le=16)
+    k: int | None = knob(
+        None, "keys, as they are cached", flat=("quantize_attn_act_qk_mult_k_input_bits",), ge=2, le=16
+    )
+    scores: int | None = knob(None, "what softmax reads", flat=("quantize_attn_act_softmax_input_bits",), ge=2, le=16)
+    weights: int | None = knob(
+        None, "what softmax writes", flat=("quantize_attn_act_pv_mult_p_input_bits",), ge=2, le=16
+    )
+    v: int | None = knob(
+        None, "values, as they are cached", flat=("quantize_attn_act_pv_mult_v_input_bits",), ge=2, le=16
+    )
+    heads: int | None = knob(None, "weighted values", flat=("quantize_attn_act_pv_mult_output_bits",), ge=2, le=16)
+    output: int | None = knob(None, "what attention writes", flat=("quantize_attn_act_output_bits",), ge=2, le=16)
+
+
+class HeadedConfig(KindConfig):
+    """Knobs of every attention that has queries, keys and values."""
+
+    n_head: int = knob(6, "query heads", ge=1)
+    n_kv_head: int | None = knob(None, "key/value heads; null: n_head", flat=("n_kv_head", "n_kv_group"), ge=1)
+    groups: Literal["even", "uneven"] = knob("even", "whether every key head must serve as many query heads", flat=())
+    window: int | None = knob(None, "see the last so many tokens; null: all", flat=("window_size",), ge=1)
+    softmax: KindConfig = slot("softmax", "softmax", flat=("softmax_variant_attn",))
+    linear: KindConfig = slot("linear", "linear", flat=("linear_variant_attn",))
+    linear_q: KindConfig | None = slot("linear", None, flat=("linear_variant_q",))
+    linear_k: KindConfig | None = slot("linear", None, flat=("linear_variant_k",))
+    linear_v: KindConfig | None = slot("linear", None, flat=("linear_variant_v",))
+    linear_proj: KindConfig | None = slot("linear", None, flat=("linear_variant_attn_proj",))
+    bias_qkv: bool | None = knob(None, "biases of queries, keys and values; null: model.bias", flat=())
+    bias_proj: bool | None = knob(None, "bias of the projection; null: model.bias", flat=())
+    qk_norm: KindConfig | None = slot(
+        "norm", None, flat=("norm_variant_qk",), switch={"use_qk_norm": "hyperspherenorm"}
+    )
+    v_norm: KindConfig | None = slot("norm", None, flat=("norm_variant_v",), switch={"use_v_norm": "hyperspherenorm"})
+    qk_scale: Literal["fixed", "learned"] = knob(
+        "fixed", "1/sqrt(D), or one learned factor a head (arXiv 2010.04245)", flat=(),
+        switch={"use_qk_norm_scale": "learned"},
+    )  # fmt: skip
+    softcap: float | None = knob(
+        None, "scores stay within +- this by tanh (Gemma 2, arXiv 2408.00118)", flat=("attn_logit_softcapping",), gt=0
+    )
+    rounding: AttentionBits = Field(default_factory=AttentionBits)
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_head or self.n_head
+
+    def qk_width(self, n_embd: int) -> int:
+        """Width of a query and key head."""
+        return n_embd // self.n_head
+
+    def v_width(self, n_embd: int) -> int:
+        """Width of a value head."""
+        return n_embd // self.n_head
+
+    def projections(self, n_embd: int) -> dict[str, tuple[Any, int]]:
+        """Module -> (linear configuration, output width); one fused product unless they are chosen separately."""
+        widths = {
+            "q": self.n_head * self.qk_width(n_embd),
+            "k": self.kv_heads * self.qk_width(n_embd),
+            "v": self.kv_heads * self.v_width(n_embd),
+        }
+        chosen = {name: getattr(self, "linear_" + name) for name in widths}
+        if not any(chosen.values()):
+            return {"c_attn": (self.linear, sum(widths.values()))}
+        return {"c_attn_" + name: (chosen[name] or self.linear, width) for name, width in widths.items()}
+
+
+class HeadedAttention(Attention):
+    """Queries, keys and values by head; the kinds differ in how wide the heads are and how they are joined."""
+
+    residual: tuple[str, ...] = ("c_proj",)
+    takes_bias = True
+    Config: Any = HeadedConfig
+    c_attn: Any  # of one fused product; separately chosen ones are c_attn_q, c_attn_k, c_attn_v
+
+    @classmethod
+    def check(cls, config, dims):
+        if config.kv_heads > config.n_head:
+            yield Problem("n_kv_head", f"n_kv_head {config.kv_heads} exceeds n_head {config.n_head}")
+        elif config.n_head % config.kv_heads and config.groups == "even":
+            yield Problem(
+                "n_kv_head",
+                f"n_head {config.n_head} is not a multiple of n_kv_head {config.kv_heads}; to share keys unevenly say "
+                "groups: uneven",
+            )
+
+    def __init__(self, config, dims: Dims):
+        super().__init__(config, dims)
+        self.H, self.K = config.n_head, config.kv_heads
+        self.D, self.E = config.qk_width(dims.n_embd), config.v_width(dims.n_embd)
+        self.dropout = dims.dropout
+        bias = dims.bias if config.bias_qkv is None else config.bias_qkv
+        self.projections = tuple(config.projections(dims.n_embd))
+        for name, (linear, width) in config.projections(dims.n_embd).items():
+            setattr(self, name, build(linear, dims.n_embd, width, bias=bias))
+        if config.qk_norm is not None:
+            self.q_norm, self.k_norm = (build(config.qk_norm, self.D, dims) for _ in range(2))
+        if config.v_norm is not None:
+            self.v_norm = build(config.v_norm, self.E, dims)
+        if config.qk_scale == "learned":
+            # Where queries and keys are unit vectors, log2(T^2 - T) lets a score win over T others (eq. 4 there).
+            size = max(dims.block_size, 2)
+            initial = 1 / math.sqrt(self.D) if config.qk_norm is None else math.log2(size * size - size)
+            self.scale = nn.Parameter(torch.full((self.H,), initial))
+        if self.H % self.K:
+            self.register_buffer("group", torch.arange(self.H) * self.K // self.H, persistent=False)
+        self.softmax: Any = build(config.softmax, dims, self.H)
+        self.points = Points(config.rounding, dims.rounding)
+        self._build_projection(dims, dims.bias if config.bias_proj is None else config.bias_proj)
+
+    def _build_projection(self, dims: Dims, bias: bool) -> None:
+        config = self.config
+        self.c_proj = build(config.linear_proj or config.linear, self.H * self.E, dims.n_embd, bias=bias)
+
+    def _project(self, y_BHTE):
+        B, _, T, _ = y_BHTE.shape
+        return self.c_proj(y_BHTE.transpose(1, 2).reshape(B, T, self.H * self.E))
+
+    def forward(self, x_BTC, position, start, cache=None):
+        config, points = self.config, self.points
+        B, T, _ = x_BTC.shape
+        x_BTC = points("input", x_BTC)
+        if len(self.projections) == 1:
+            # Splitting before the transposition lets the backward pass join the three gradients without another copy.
+            qkv = self.c_attn(x_BTC).split([self.H * self.D, self.K * self.D, self.K * self.E], dim=-1)
+        else:
+            qkv = [getattr(self, name)(x_BTC) for name in self.projections]
+        q, k, v = (t.view(B, T, n, -1).transpose(1, 2) for t, n in zip(qkv, (self.H, self.K, self.K), strict=True))
+        if config.qk_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if config.v_norm is not None:
+            v = self.v_norm(v)
+        q, k = position.rotate(q, k, start)
+        scale = 1 / math.sqrt(self.D)
+        if config.qk_scale == "learned":
+            q, scale = q * self.scale.to(q.dtype).view(-1, 1, 1), 1.0
+        q, k, v = points("q", q), points("k", k), points("v", v)
+        if cache is not None:
+            k, v = cache.extend(k, v, ordered=position.has_bias)
+        S = k.shape[2]
+        bias = position.bias(self.H, T, S, start, q) if position.has_bias else None
+        if self.H % self.K:
+            k, v = k[:, self.group], v[:, self.group]
+        scoring = Scoring(
+            CausalMask(T, S, config.window), scale, self.dropout if self.training else 0.0, config.softcap, bias,
+            points if "scores" in points or "weights" in points else None,
+        )  # fmt: skip
+        y = points("heads", self.softmax.attend(q, k, v, scoring))
+        return points("output", self._project(y))
+
+    @staticmethod
+    def heads(config, dims):
+        return Heads(config.n_head, config.qk_width(dims.n_embd))
+
+    def new_cache(self, batch, length, dtype, device):
+        capacity = min(length, self.config.window or length)
+        return KVCache(batch, self.K, capacity, self.D, self.E, dtype, device)
+
+    @classmethod
+    def declare(cls, config, g: Graph, x, dims, position):
+        B, T, C = x.shape
+        H, K, D, E = config.n_head, config.kv_heads, config.qk_width(C), config.v_width(C)
+
+        def rounded(name, t):
+            return declare_point(config.rounding, dims.rounding, g, name, t)
+
+        def normed(name, norm, t):
+            if norm is None:
+                return t
+            with g.at(name, slot="norm", kind=norm.kind):
+                return impl(norm).declare(norm, g, t, dims)
+
+        x = rounded("input", x)
+        outs = []
+        for name, (linear, width) in config.projections(C).items():
+            with g.at(name, slot="linear", kind=linear.kind):
+                bias = dims.bias if config.bias_qkv is None else config.bias_qkv
+                outs.append(impl(linear).declare(linear, g, x, width, bias=bias))
+        shapes = ((B, H, T, D), (B, K, T, D), (B, K, T, E))
+        q, k, v = (g.view(out, *s) for out, s in zip(outs * 3 if len(outs) == 1 else outs, shapes, strict=True))
+        q, k = normed("q_norm", config.qk_norm, q), normed("k_norm", config.qk_norm, k)
+        v = normed("v_norm", config.v_norm, v)
+        with g.at("position", slot="position", kind=position.kind):
+            q, k = (impl(position).declare_rotate(position, g, t) for t in (q, k))
+        if config.qk_scale == "learned":
+            q = g.pointwise("scale_q", q, g.weight("scale", H), mul=1)
+        q, k, v = rounded("q", q), rounded("k", k), rounded("v", v)
+        S = T
+        widths = {"k": bits_at(config.rounding, "k"), "v": bits_at(config.rounding, "v")}
+        if g.run.stage != "train":
+            kept = min(T, config.window or T)
+            g.move("k_write", g.view(k, B, K, kept, D), "kv", bits=widths["k"])
+            g.move("v_write", g.view(v, B, K, kept, E), "kv", bits=widths["v"])
+        if g.run.stage == "decode":
+            S = min(g.run.S, config.window or g.run.S)
+            k = g.cached("k", B, K, S, D, bits=widths["k"])
+            v = g.cached("v", B, K, S, E, bits=widths["v"])
+        with g.at("position", slot="position", kind=position.kind, root=True):
+            bias = impl(position).declare_bias(position, g, H, T, S)
+        live = B * H * g.run.live_pairs(config.window)
+        # Query heads that share a key head form one product, where every key head serves as many.
+        size = {"batch": B * K, "m": H // K * T} if H % K == 0 else {"batch": B * H, "m": T}
+        scores = g.matmul("qk", q, k, (B, H, T, S), **size, k=D, n=S, live=live, role="intermediate")
+        with g.at("softmax", slot="softmax", kind=config.softmax.kind):
+            if config.qk_scale == "fixed":
+                scores = g.pointwise("scale", scores, role="intermediate", mul=1)
+            if config.softcap is not None:
+                scores = g.pointwise("softcap", scores, role="intermediate", mul=2, tanh=1)
+            if bias is not None:
+                scores = g.pointwise("bias", scores, bias, role="intermediate", add=1)
+        scores = rounded("scores", scores)
+        with g.at("softmax", slot="softmax", kind=config.softmax.kind):
+            weights = impl(config.softmax).declare(config.softmax, g, scores, H)
+        weights = rounded("weights", weights)
+        if dims.dropout and g.run.stage == "train":
+            with g.at("softmax", slot="softmax", kind=config.softmax.kind):
+                weights = g.pointwise("dropout", weights, role="intermediate", compare=1, mul=1)
+        y = rounded("heads", g.matmul("av", weights, v, (B, H, T, E), **size, k=S, n=E))
+        bias_proj = dims.bias if config.bias_proj is None else config.bias_proj
+        return rounded("output", cls._declare_projection(config, g, y, C, bias_proj))
+
+    @staticmethod
+    def _declare_projection(config, g: Graph, y, C: int, bias: bool):
+        B, H, T, E = y.shape
+        linear = config.linear_proj or config.linear
+        with g.at("c_proj", slot="linear", kind=linear.kind):
+            return impl(linear).declare(linear, g, g.view(y, B, T, H * E), C, bias=bias)
+
+
 @register("attention", "causal")
-class CausalAttention(Attention):
+class CausalAttention(HeadedAttention):
     """concat_h(weights(q_h k_h^T / sqrt(D)) v_h) W_o; n_kv_head < n_head is GQA (arXiv 2305.13245), 1 is MQA."""
 
-    residual = ("c_proj",)
-
-    class Config(KindConfig):
-        n_head: int = knob(6, "query heads", ge=1)
-        n_kv_head: int | None = knob(None, "key/value heads; null: n_head", flat=("n_kv_head", "n_kv_group"), ge=1)
-        window: int | None = knob(None, "see the last so many tokens; null: all", flat=("window_size",), ge=1)
-        softmax: KindConfig = slot("softmax", "softmax", flat=("softmax_variant_attn",))
-        linear: KindConfig = slot("linear", "linear", flat=("linear_variant_attn",))
-
-        @property
-        def kv_heads(self) -> int:
-            return self.n_kv_head or self.n_head
+    class Config(HeadedConfig):
+        pass
 
     @classmethod
     def check(cls, config, dims):
         if dims.n_embd % config.n_head:
             yield Problem("n_head", f"n_embd {dims.n_embd} is not a multiple of n_head {config.n_head}")
-        if config.n_head % config.kv_heads:
-            yield Problem("n_kv_head", f"n_head {config.n_head} is not a multiple of n_kv_head {config.kv_heads}")
-
-    def __init__(self, config, dims):
-        super().__init__(config, dims)
-        self.H, self.K, self.D = config.n_head, config.kv_heads, dims.n_embd // config.n_head
-        self.dropout = dims.dropout
-        self.c_attn = build(config.linear, dims.n_embd, (self.H + 2 * self.K) * self.D, bias=dims.bias)
-        self.softmax = build(config.softmax, dims, self.H)
-        self.c_proj = build(config.linear, self.H * self.D, dims.n_embd, bias=dims.bias)
-
-    def forward(self, x_BTC, position, start, cache=None):
-        B, T, _ = x_BTC.shape
-        # Splitting before the transposition lets the backward pass join the three gradients without another copy.
-        qkv = self.c_attn(x_BTC).split([self.H * self.D, self.K * self.D, self.K * self.D], dim=-1)
-        q, k, v = (t.view(B, T, -1, self.D).transpose(1, 2) for t in qkv)
-        q, k = position.rotate(q, k, start)
-        if cache is not None:
-            k, v = cache.extend(k, v)
-        mask = CausalMask(T, k.shape[2], self.config.window)
-        dropout = self.dropout if self.training else 0.0
-        y = self.softmax.attend(q, k, v, mask, scale=1 / math.sqrt(self.D), dropout=dropout)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, self.H * self.D))
-
-    @staticmethod
-    def head_width(config, dims):
-        return dims.n_embd // config.n_head
-
-    def new_cache(self, batch, length, dtype, device):
-        capacity = min(length, self.config.window or length)
-        return KVCache(batch, self.K, capacity, self.D, self.D, dtype, device)
-
-    @staticmethod
-    def declare(config, g, x, dims, position):
-        B, T, C = x.shape
-        H, K = config.n_head, config.kv_heads
-        D, linear = C // H, impl(config.linear)
-        with g.at("c_attn", slot="linear", kind=config.linear.kind):
-            qkv = linear.declare(config.linear, g, x, (H + 2 * K) * D, bias=dims.bias)
-        q, k, v = (g.view(qkv, B, heads, T, D) for heads in (H, K, K))
-        with g.at("position", slot="position", kind=position.kind):
-            q, k = (impl(position).declare_rotate(position, g, t) for t in (q, k))
-        S = T
-        if g.run.stage != "train":
-            kept = min(T, config.window or T)
-            g.move("k_write", g.view(k, B, K, kept, D), "kv")
-            g.move("v_write", g.view(v, B, K, kept, D), "kv")
-        if g.run.stage == "decode":
-            S = min(g.run.S, config.window or g.run.S)
-            k, v = g.cached("k", B, K, S, D), g.cached("v", B, K, S, D)
-        live = B * H * g.run.live_pairs(config.window)
-        size = {"batch": B * K, "m": H // K * T}  # query heads that share a key head form one product
-        scores = g.matmul("qk", q, k, (B, H, T, S), **size, k=D, n=S, live=live, role="intermediate")
-        with g.at("softmax", slot="softmax", kind=config.softmax.kind):
-            weights = impl(config.softmax).declare(config.softmax, g, scores, H)
-            if dims.dropout and g.run.stage == "train":
-                weights = g.pointwise("dropout", weights, role="intermediate", compare=1, mul=1)
-        y = g.matmul("av", weights, v, (B, H, T, D), **size, k=S, n=D)
-        with g.at("c_proj", slot="linear", kind=config.linear.kind):
-            return linear.declare(config.linear, g, g.view(y, B, T, H * D), C, bias=dims.bias)
+        yield from super().check(config, dims)

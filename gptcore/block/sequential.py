@@ -1,46 +1,50 @@
-"""The pre-norm block of GPT-2: attention, then the mlp, each on a normalised copy of the residual stream."""
+"""The block of GPT-2: attention, then the mlp, each with a norm and a residual."""
 
-import torch.nn.functional as F
-
-from ..registry import build, impl, register
-from . import Block
+from ..config import knob
+from ..registry import build, register
+from . import Block, BlockConfig, Placement, declare_before, declare_join, declare_parts
 
 
 @register("block", "sequential")
 class SequentialBlock(Block):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); other placements of the norms and other residuals by choice."""
+
+    class Config(BlockConfig):
+        placement_attn: Placement | None = knob(
+            None, "of the attention's norm; null: placement", flat=(),
+            switch={"use_pre_ln_attn": "pre", "use_post_ln_attn": "post", "use_peri_ln_attn": "peri"},
+        )  # fmt: skip
+        placement_mlp: Placement | None = knob(
+            None, "of the mlp's norm; null: placement", flat=(),
+            switch={"use_pre_ln_mlp": "pre", "use_post_ln_mlp": "post", "use_peri_ln_mlp": "peri"},
+        )  # fmt: skip
+
+        def placements(self) -> tuple[Placement, Placement]:
+            return self.placement_attn or self.placement, self.placement_mlp or self.placement
 
     def __init__(self, config, layer, dims):
         super().__init__(config, layer, dims)
-        self.dropout = dims.dropout
-        self.ln_1 = build(layer.norm, dims.n_embd, dims)
+        self.placements = config.placements()
+        self.add_norms("ln_1", self.placements[0], layer.norm, dims)
         self.attn = build(layer.attention, dims)
-        self.ln_2 = build(layer.norm, dims.n_embd, dims)
+        self.residual_1 = build(config.residual, dims)
+        self.add_norms("ln_2", self.placements[1], layer.norm, dims)
         self.mlp = build(layer.mlp, dims)
+        self.residual_2 = build(config.residual, dims)
 
     def forward(self, x_BTC, position, start, cache=None):
-        x_BTC = x_BTC + self._drop(self.attn(self.ln_1(x_BTC), position, start, cache))
-        return x_BTC + self._drop(self.mlp(self.ln_2(x_BTC)))
-
-    def _drop(self, x):
-        return F.dropout(x, self.dropout) if self.training and self.dropout else x
+        first, second = self.placements
+        y = self.attn(self.before(x_BTC, "ln_1", first), position, start, cache)
+        x_BTC = self.join(x_BTC, y, "ln_1", first, self.residual_1)
+        y = self.mlp(self.before(x_BTC, "ln_2", second))
+        return self.join(x_BTC, y, "ln_2", second, self.residual_2)
 
     @staticmethod
     def declare(config, g, x, layer, dims, position):
-        def norm(name, x):
-            with g.at(name, slot="norm", kind=layer.norm.kind):
-                return impl(layer.norm).declare(layer.norm, g, x, dims)
-
-        def residual(name, x, y):
-            if dims.dropout and g.run.stage == "train":
-                y = g.pointwise(name + "_dropout", y, compare=1, mul=1)
-            return g.pointwise(name, x, y, add=1)
-
-        normed = norm("ln_1", x)
-        with g.at("attn", slot="attention", kind=layer.attention.kind):
-            y = impl(layer.attention).declare(layer.attention, g, normed, dims, position)
-        x = residual("residual_1", x, y)
-        normed = norm("ln_2", x)
-        with g.at("mlp", slot="mlp", kind=layer.mlp.kind):
-            y = impl(layer.mlp).declare(layer.mlp, g, normed, dims)
-        return residual("residual_2", x, y)
+        parts = zip(("attn", "mlp"), config.placements(), (1, 2), strict=True)
+        for part, placement, number in parts:
+            name = f"ln_{number}"
+            y = declare_before(g, name, placement, layer.norm, x, dims)
+            y = declare_parts(g, layer, dims, position, part, y)
+            x = declare_join(g, x, y, name, placement, layer.norm, config.residual, number, dims)
+        return x

@@ -67,28 +67,25 @@ def _schema(args) -> int:
 def file_schema() -> dict:
     """JSON schema of a configuration file: the sections, `base`, flat names, and kinds by their bare names."""
     from ..config import Config
-    from ..flat import flat_names
-    from ..registry import switches
+    from ..flat import all_switches, flat_names
 
     schema = Config.model_json_schema()
     schema["properties"]["base"] = {"type": "string", "description": "file that this one builds on, relative to it"}
     for name, target in flat_names().items():
         schema["properties"].setdefault(name, {"description": " or ".join(".".join(path) for path in target.paths)})
-    for name, (slot, on, off) in switches().items():
-        schema["properties"][name] = {
-            "type": "boolean",
-            "description": f"model.{slot}: {on or 'default'} or {off or 'not'}",
-        }
+    for name, switch in all_switches().items():
+        meaning = f"{'.'.join(switch.path)}: {switch.on or 'default'} or {switch.off or 'not'}"
+        schema["properties"][name] = {"type": "boolean", "description": meaning}
     return schema
 
 
 def _flat(args) -> int:
-    from ..flat import flat_names
-    from ..registry import switches
+    from ..flat import all_switches, flat_names
 
     for name, target in sorted(flat_names().items()):
         print(f"--{name:35} {', '.join('.'.join(path) for path in target.paths)}")
-    for name, (slot, on, off) in sorted(switches().items()):
-        meaning = " / ".join(f"{state}: {kind}" for state, kind in (("true", on), ("false", off)) if kind)
-        print(f"--{name:35} model.{slot}.kind ({meaning})")
+    for name, switch in sorted(all_switches().items()):
+        states = (("true", switch.on), ("false", switch.off))
+        meaning = " / ".join(f"{state}: {value}" for state, value in states if value)
+        print(f"--{name:35} {'.'.join(switch.path)} ({meaning})")
     return 0

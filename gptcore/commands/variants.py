@@ -1,15 +1,28 @@
-"""Every registered kind of every slot, with its formula and its knobs: `gptcore variants [SLOT]`."""
+"""Every registered kind of every slot, with its formula and its knobs: `gptcore variants [SLOT]`.
+
+`--markdown FILE` writes the catalogue with parameters, operations and decode state of each kind.
+"""
+
+from pathlib import Path
 
 from ..errors import UserError
 
 
 def add_arguments(parser) -> None:
     parser.add_argument("slot", nargs="?", help="only this slot")
+    parser.add_argument("--markdown", metavar="FILE", help="write the table of all kinds into FILE instead")
 
 
 def run(args) -> int:
     from ..registry import SLOTS, kinds, nearest
 
+    if args.markdown:
+        from ..analysis.catalogue import markdown
+        from ..files import write_atomically
+
+        write_atomically(Path(args.markdown), markdown().encode())
+        print(f"written: {args.markdown}")
+        return 0
     if args.slot is not None and args.slot not in SLOTS:
         raise UserError(f"no slot {args.slot!r}{nearest(args.slot, list(SLOTS))} (known: {', '.join(SLOTS)})")
     for slot in [args.slot] if args.slot else SLOTS:

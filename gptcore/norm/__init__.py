@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..config import Dims
@@ -11,7 +12,7 @@ from ..registry import KindConfig
 
 
 class Norm(nn.Module):
-    """Base of every kind. `forward` keeps the shape."""
+    """Base of every kind. `forward` keeps shape and type, whatever dimensions come before the last."""
 
     def __init__(self, config: KindConfig, width: int, dims: Dims):
         super().__init__()
@@ -25,3 +26,8 @@ class Norm(nn.Module):
     def declare(config: KindConfig, g: Graph, x: OpTensor, dims: Dims) -> OpTensor:
         """Records one normalisation of the last dimension of `x`."""
         raise NotImplementedError
+
+
+def at_least_float(x: Tensor) -> Tensor:
+    """Squares and sums of half precision need more range and digits than they have."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,5 +1,7 @@
 """Layer normalisation (arXiv 1607.06450)."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,11 +17,13 @@ class LayerNorm(Norm):
 
     class Config(KindConfig):
         eps: float = knob(1e-5, "added to the variance", flat=("layernorm_eps",), gt=0)
+        scale: Literal["learned", "none"] = knob("learned", "weight and bias, or neither", flat=("layernorm_scale",))
 
     def __init__(self, config, width, dims):
         super().__init__(config, width, dims)
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width)) if dims.bias else None
+        learned = config.scale == "learned"
+        self.weight = nn.Parameter(torch.ones(width)) if learned else None
+        self.bias = nn.Parameter(torch.zeros(width)) if learned and dims.bias else None
 
     def forward(self, x):
         return F.layer_norm(x, (self.width,), self.weight, self.bias, self.config.eps)
@@ -31,5 +35,7 @@ class LayerNorm(Norm):
         centred = g.pointwise("centre", x, mean, role="intermediate", add=1)
         variance = g.reduce("variance", centred, mul=1, add=1)
         scale = g.pointwise("rsqrt", variance, role="intermediate", mul=1, add=1, rsqrt=1)
+        if config.scale == "none":
+            return g.pointwise("out", centred, scale, mul=1)
         affine = [g.weight("weight", width)] + ([g.weight("bias", width)] if dims.bias else [])
         return g.pointwise("out", centred, scale, *affine, mul=2, **({"add": 1} if dims.bias else {}))

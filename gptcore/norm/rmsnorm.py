@@ -1,5 +1,7 @@
 """Root-mean-square normalisation (arXiv 1910.07467)."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,10 +17,11 @@ class RMSNorm(Norm):
 
     class Config(KindConfig):
         eps: float = knob(1e-6, "added to the mean square", flat=("rmsnorm_eps",), gt=0)
+        scale: Literal["learned", "none"] = knob("learned", "a weight, or none", flat=("rmsnorm_scale",))
 
     def __init__(self, config, width, dims):
         super().__init__(config, width, dims)
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.ones(width)) if config.scale == "learned" else None
 
     def forward(self, x):
         return F.rms_norm(x, (self.width,), self.weight, self.config.eps)
@@ -27,4 +30,5 @@ class RMSNorm(Norm):
     def declare(config, g, x, dims):
         square = g.reduce("mean_square", x, mul=1, add=1)
         scale = g.pointwise("rsqrt", square, role="intermediate", mul=1, add=1, rsqrt=1)
-        return g.pointwise("out", x, scale, g.weight("weight", x.shape[-1]), mul=2)
+        weight = [g.weight("weight", x.shape[-1])] if config.scale == "learned" else []
+        return g.pointwise("out", x, scale, *weight, mul=1 + len(weight))

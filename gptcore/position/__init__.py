@@ -1,26 +1,40 @@
 """Slot `position`: how the model knows where a token stands. One module serves the whole model.
 
 A kind may act at three places, each of which does nothing by default: on the embeddings (`embed`), on queries and
-keys (`rotate`), and, before anything is built, on what it demands of an attention layer (`check_layer`).
+keys (`rotate`), and on the scores (`bias`). `acts_on` names them.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from ..config import Dims
+from ..config import Dims, Heads
 from ..ops import Graph
 from ..ops import Tensor as OpTensor
 from ..registry import KindConfig, Problem
 
+Place = Literal["embedding", "rotation", "bias"]
+
 
 class Position(nn.Module):
-    """Base of every kind. `head_widths` are the distinct widths of the heads that will be rotated."""
+    """Base of every kind. `heads` says of every layer what there is to rotate or to bias; None where nothing is."""
 
-    def __init__(self, config: KindConfig, dims: Dims, head_widths: frozenset[int]):
+    def __init__(self, config: KindConfig, dims: Dims, heads: Sequence[Heads | None]):
         super().__init__()
         self.config: Any = config
+        self.has_bias = "bias" in self.acts_on(config)
+
+    @classmethod
+    def acts_on(cls, config: KindConfig) -> set[Place]:
+        """Where the kind does something; by default where it overrides a method."""
+        methods: dict[Place, str] = {"embedding": "embed", "rotation": "rotate", "bias": "bias"}
+        return {place for place, name in methods.items() if getattr(cls, name) is not getattr(Position, name)}
+
+    def at(self, layer: int) -> "Position":
+        """What layer number `layer` uses: itself, unless a kind has parameters for every layer."""
+        return self
 
     def embed(self, x_BTC: Tensor, start: int) -> Tensor:
         """Token embeddings with position; `start` is the position of the first token."""
@@ -30,8 +44,16 @@ class Position(nn.Module):
         """Queries and keys with position."""
         return q_BHTD, k_BKTD
 
+    def bias(self, heads: int, T: int, S: int, start: int, like: Tensor) -> Tensor | None:
+        """What is added to the scores of `heads` query heads, (H, T, S), in the dtype and on the device of `like`.
+
+        The T queries stand at positions start ... start + T - 1 and are the last T of S consecutive keys.
+        """
+        return None
+
     @staticmethod
-    def check_layer(config: KindConfig, head_width: int) -> Iterator[Problem]:
+    def check_heads(config: KindConfig, heads: Heads) -> Iterator[Problem]:
+        """Problems with the heads of a layer."""
         return iter(())
 
     @staticmethod
@@ -42,3 +64,18 @@ class Position(nn.Module):
     def declare_rotate(config: KindConfig, g: Graph, x: OpTensor) -> OpTensor:
         """Records the rotation of queries or keys."""
         return x
+
+    @staticmethod
+    def declare_bias(config: KindConfig, g: Graph, heads: int, T: int, S: int) -> OpTensor | None:
+        """Records how the bias of layer `g.layer` comes about: (H, T, S), or None. The scope is this module."""
+        return None
+
+
+def widest(dtype: torch.dtype) -> torch.dtype:
+    """At least fp32: half precision cannot count the positions of a long context."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def causal_pairs(T: int, S: int) -> int:
+    """Pairs of T queries, the last of S keys, with the keys up to their own."""
+    return T * (2 * S - T + 1) // 2

@@ -11,8 +11,8 @@ from . import Position
 class LearnedPosition(Position):
     """x_t + table[t]."""
 
-    def __init__(self, config, dims, head_widths):
-        super().__init__(config, dims, head_widths)
+    def __init__(self, config, dims, heads):
+        super().__init__(config, dims, heads)
         self.weight = nn.Parameter(torch.empty(dims.block_size, dims.n_embd))
 
     def init_weights(self, std):

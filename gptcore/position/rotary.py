@@ -1,27 +1,44 @@
 """Rotary position embedding (RoFormer, arXiv 2104.09864), first and second half of a head paired as in GPT-NeoX."""
 
 import torch
+from torch import Tensor
 
 from ..config import knob
 from ..registry import KindConfig, Problem, register
 from . import Position
 
 
+class RotaryConfig(KindConfig):
+    """Knobs of every kind that turns queries and keys."""
+
+    length: int | None = knob(
+        None, "only the first so many entries of a head turn, as in GPT-NeoX; null: all",
+        flat=("rope_length", "shortrope_length"), ge=2, multiple_of=2,
+    )  # fmt: skip
+
+    def turned(self, width: int) -> int:
+        return self.length or width
+
+
 @register("position", "rotary", on=("use_rotary_embeddings",))
 class Rotary(Position):
     """Pairs (x_i, x_{i+D/2}) of queries and keys turn by angle t / theta^(2i/D)."""
 
-    class Config(KindConfig):
+    class Config(RotaryConfig):
         theta: float = knob(10000.0, "base of the wave lengths", flat=("rope_theta",), gt=0)
 
-    def __init__(self, config, dims, head_widths):
-        super().__init__(config, dims, head_widths)
-        for width in head_widths:
-            frequency = config.theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-            angle = torch.outer(torch.arange(dims.block_size, dtype=torch.float64), frequency)
+    def __init__(self, config, dims, heads):
+        super().__init__(config, dims, heads)
+        for width in {h.width for h in heads if h}:
+            angle = self.angles(dims.block_size, config.turned(width))
             # Sine with the sign of the pairing folded in, so that rotation is two products and a sum.
             self.register_buffer(f"cos_{width}", torch.cat([angle.cos(), angle.cos()], 1).float(), persistent=False)
             self.register_buffer(f"sin_{width}", torch.cat([-angle.sin(), angle.sin()], 1).float(), persistent=False)
+
+    def angles(self, length: int, width: int) -> Tensor:
+        """By position and pair: (length, width / 2)."""
+        frequency = self.config.theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+        return torch.outer(torch.arange(length, dtype=torch.float64), frequency)
 
     def rotate(self, q_BHTD, k_BKTD, start):
         return self._turn(q_BHTD, start), self._turn(k_BKTD, start)
@@ -30,13 +47,19 @@ class Rotary(Position):
         T, D = x.shape[-2:]
         cos = getattr(self, f"cos_{D}")[start : start + T].to(x.dtype)
         sin = getattr(self, f"sin_{D}")[start : start + T].to(x.dtype)
-        return x * cos + x.roll(D // 2, dims=-1) * sin
+        turned = self.config.turned(D)
+        part = x if turned == D else x[..., :turned]
+        part = part * cos + part.roll(turned // 2, dims=-1) * sin
+        return part if turned == D else torch.cat([part, x[..., turned:]], dim=-1)
 
     @staticmethod
-    def check_layer(config, head_width):
-        if head_width % 2:
-            yield Problem("kind", f"rotary needs an even head width, not {head_width}")
+    def check_heads(config, heads):
+        if config.turned(heads.width) > heads.width:
+            yield Problem("length", f"length {config.length} exceeds the head width {heads.width}")
+        elif config.turned(heads.width) % 2:
+            yield Problem("kind", f"{config.kind} needs an even head width, not {heads.width}")
 
     @staticmethod
     def declare_rotate(config, g, x):
-        return g.pointwise("rotate", x, mul=2, add=1)
+        *shape, D = x.shape
+        return g.view(g.pointwise("rotate", g.view(x, *shape, config.turned(D)), mul=2, add=1), *x.shape)

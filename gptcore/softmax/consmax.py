@@ -10,52 +10,88 @@ from kernels.consmax import consmax_attention
 
 from ..config import knob
 from ..registry import KindConfig, register
-from . import Softmax
+from . import Softmax, wide
+
+
+class ConstantsConfig(KindConfig):
+    """Knobs of every kind with beta and gamma.
+
+    At first a row of n keys sums to n e^-2.5 / 100, 0.84 for the 1024 keys that the paper trains with.
+    """
+
+    initial_beta: float = knob(2.5, "initial value of beta", flat=("consmax_initial_beta",))
+    initial_gamma: float = knob(100.0, "initial value of gamma", flat=("consmax_initial_gamma",), gt=0)
+    base: Literal["e", "2"] = knob("e", "base of the exponential", flat=("consmax_base",))
+
+
+class Constants(Softmax):
+    """Base of the kinds base^min(s - beta, clamp) / gamma."""
+
+    as_output = True
+    clamp: float | None = None
+
+    def __init__(self, config, dims, heads):
+        super().__init__(config, dims, heads)
+        self.heads = heads
+        self.base = math.e if config.base == "e" else 2.0
+
+    def constants(self) -> tuple[Tensor, Tensor]:
+        """beta and gamma, one a head or one for all."""
+        raise NotImplementedError
+
+    def weights(self, scores_BHTS, live_TS):
+        beta, gamma = (c.view(-1, 1, 1) for c in self.constants())
+        # A masked score is cleared first: whatever it was, neither value nor gradient can overflow.
+        exponent = wide(scores_BHTS).masked_fill(~live_TS, 0.0) - beta
+        if self.clamp is not None:
+            exponent = exponent.clamp(max=self.clamp)
+        return (torch.exp2(exponent * math.log2(self.base)) / gamma).masked_fill(~live_TS, 0.0)
+
+    def attend(self, q_BHTD, k_BKSD, v_BKSE, scoring) -> Tensor:
+        # The closed-form gradients know neither dropped weights nor a bias.
+        if scoring.dropout > 0 or scoring.bias_HTS is not None or not scoring.is_plain:
+            return super().attend(q_BHTD, k_BKSD, v_BKSE, scoring)
+        mask, scale = scoring.mask, scoring.scale
+        live = None if mask.is_triangle else mask.live_TS(q_BHTD.device)
+        beta, gamma = (c.expand(self.heads) for c in self.constants())
+        return consmax_attention(q_BHTD, k_BKSD, v_BKSE, beta, gamma, live, scale, self.base, self.clamp)
 
 
 @register("softmax", "consmax")
-class ConSmax(Softmax):
+class ConSmax(Constants):
     """base^(s - beta) / gamma with learned beta and gamma: no row maximum, no row sum, so every weight stands alone.
 
-    In inference base^-beta / gamma is one constant a head, so a weight costs one exponential and two products
-    (the scale 1/sqrt(D) included; it folds into the constant of the exponent).
+    In inference base^-beta / gamma is one constant a head, so a weight costs one exponential and one product.
     """
 
-    class Config(KindConfig):
-        initial_beta: float = knob(2.5, "initial value of beta", flat=("consmax_initial_beta",))
-        initial_gamma: float = knob(100.0, "initial value of gamma", flat=("consmax_initial_gamma",), gt=0)
+    class Config(ConstantsConfig):
         per: Literal["head", "layer"] = knob("head", "one beta and gamma per head or per layer", flat=("consmax_per",))
-        base: Literal["e", "2"] = knob("e", "base of the exponential", flat=("consmax_base",))
         clamp: float | None = knob(None, "upper bound of s - beta", flat=("consmax_clamp",))
 
     def __init__(self, config, dims, heads):
         super().__init__(config, dims, heads)
         size = heads if config.per == "head" else 1
-        self.heads = heads
-        self.base = math.e if config.base == "e" else 2.0
+        self.clamp = config.clamp
         self.beta = nn.Parameter(torch.full((size,), config.initial_beta))
         self.gamma = nn.Parameter(torch.full((size,), config.initial_gamma))
 
-    def weights(self, scores_BHTS, live_TS):
-        exponent = scores_BHTS - self.beta.view(-1, 1, 1)
-        if self.config.clamp is not None:
-            exponent = exponent.clamp(max=self.config.clamp)
-        return torch.where(live_TS, torch.pow(self.base, exponent) / self.gamma.view(-1, 1, 1), 0.0)
-
-    def attend(self, q_BHTD, k_BKSD, v_BKSE, mask, *, scale, dropout) -> Tensor:
-        if dropout > 0:  # the closed-form gradients assume that the weights are not dropped
-            return super().attend(q_BHTD, k_BKSD, v_BKSE, mask, scale=scale, dropout=dropout)
-        live = None if mask.is_triangle else mask.live_TS(q_BHTD.device)
-        beta, gamma = self.beta.expand(self.heads), self.gamma.expand(self.heads)
-        return consmax_attention(q_BHTD, k_BKSD, v_BKSE, beta, gamma, live, scale, self.base, self.config.clamp)
+    def constants(self):
+        return self.beta, self.gamma
 
     @staticmethod
     def declare(config, g, scores, heads):
         size = heads if config.per == "head" else 1
-        beta, gamma = g.weight("beta", size), g.weight("gamma", size)
-        exponential = {"exp" if config.base == "e" else "exp2": 1}
-        if config.clamp is not None:
-            exponential["compare"] = 1
-        if g.run.stage == "train" or config.clamp is not None:
-            exponential["add"] = 1
-        return g.pointwise("consmax", scores, beta, gamma, role="intermediate", mul=2, **exponential)
+        constants = g.weight("beta", size), g.weight("gamma", size)
+        return declare_constants(g, scores, constants, config.base, config.clamp)
+
+
+def declare_constants(g, scores, constants, base: str, clamp: float | None, **more: int):
+    """Records scores -> weights. Without a clamp, inference folds beta into the factor in front."""
+    counts = {"exp" if base == "e" else "exp2": 1, "mul": 1}
+    if clamp is not None:
+        counts["compare"] = 1
+    if g.run.stage == "train" or clamp is not None:
+        counts["add"] = 1
+    for primitive, count in more.items():
+        counts[primitive] = counts.get(primitive, 0) + count
+    return g.pointwise("consmax", scores, *constants, role="intermediate", **counts)

@@ -2,21 +2,47 @@
 
 import math
 
+import torch
 from torch import Tensor
 
+from ..config import knob
 from ..registry import register
-from . import fused_attention
-from .softmax import ExactSoftmax
+from . import Normalised, NormalisedConfig, fused_attention, wide
+
+# Without the maximum exponents saturate here, so that neither a power nor a sum of 2^27 of them leaves fp32.
+HIGHEST = 100.0
 
 
 @register("softmax", "softermax")
-class Softermax(ExactSoftmax):
-    """2^(s - max) / sum(2^(s - max)); equal to softmax of ln(2) s, so the fused path only changes the scale."""
+class Softermax(Normalised):
+    """2^(s - max) / sum(2^(s - max)); equal to softmax of ln(2) s, so the fused path only changes the scale.
 
-    exponential = "exp2"
+    Without the maximum a row needs one pass less; its scores saturate at +-100.
+    """
+
+    class Config(NormalisedConfig):
+        use_xmax: bool = knob(True, "subtract the row maximum first", flat=("softermax_use_xmax",))
 
     def weights(self, scores_BHTS, live_TS):
-        return super().weights(scores_BHTS * math.log(2), live_TS)
+        if self.config.use_xmax:
+            return self.normalise(wide(scores_BHTS) * math.log(2), live_TS)
+        e = torch.exp2(wide(scores_BHTS).masked_fill(~live_TS, 0.0).clamp(-HIGHEST, HIGHEST)).masked_fill(~live_TS, 0.0)
+        total, b = e.sum(dim=-1, keepdim=True), self.log_extra(e)
+        if b is not None:
+            total = total + b.clamp(max=HIGHEST * math.log(2)).exp()
+        return e / total.clamp_min(2**-HIGHEST)
 
-    def attend(self, q_BHTD, k_BKSD, v_BKSE, mask, *, scale, dropout) -> Tensor:
-        return fused_attention(q_BHTD, k_BKSD, v_BKSE, mask, scale=scale * math.log(2), dropout=dropout)
+    def attend(self, q_BHTD, k_BKSD, v_BKSE, scoring) -> Tensor:
+        if not scoring.is_plain or self.config.lobo != "none" or not self.config.use_xmax:
+            return super().attend(q_BHTD, k_BKSD, v_BKSE, scoring)
+        return fused_attention(q_BHTD, k_BKSD, v_BKSE, scoring, temperature=math.log(2))
+
+    @classmethod
+    def declare(cls, config, g, scores, heads):
+        if config.use_xmax:
+            highest = g.reduce("max", scores, max=1)
+            e = g.pointwise("exp2", scores, highest, role="intermediate", add=1, exp2=1)
+        else:
+            e = g.pointwise("exp2", scores, role="intermediate", compare=2, exp2=1)
+        total = cls.declare_lobo(config, g, g.reduce("sum", e, add=1), heads)
+        return g.pointwise("div", e, total, role="intermediate", div=1)

@@ -1,29 +1,29 @@
 """Softmax: exp(s - max s) / sum exp(s - max s), over the keys a query sees."""
 
-import torch
 from torch import Tensor
 
 from ..registry import register
-from . import Softmax, fused_attention, masked_exponential
+from . import Normalised, NormalisedConfig, fused_attention
 
 
 @register("softmax", "softmax")
-class ExactSoftmax(Softmax):
+class ExactSoftmax(Normalised):
     """exp(s - max) / sum(exp(s - max))."""
 
-    exponential = "exp"  # the primitive that the operation list names
+    class Config(NormalisedConfig):
+        pass
 
     def weights(self, scores_BHTS, live_TS):
-        e = masked_exponential(scores_BHTS, live_TS)
-        return e / e.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(e.dtype).tiny)
+        return self.normalise(scores_BHTS, live_TS)
 
-    def attend(self, q_BHTD, k_BKSD, v_BKSE, mask, *, scale, dropout) -> Tensor:
-        return fused_attention(q_BHTD, k_BKSD, v_BKSE, mask, scale=scale, dropout=dropout)
+    def attend(self, q_BHTD, k_BKSD, v_BKSE, scoring) -> Tensor:
+        if not scoring.is_plain or self.config.lobo != "none":
+            return super().attend(q_BHTD, k_BKSD, v_BKSE, scoring)
+        return fused_attention(q_BHTD, k_BKSD, v_BKSE, scoring)
 
     @classmethod
     def declare(cls, config, g, scores, heads):
-        scaled = g.pointwise("scale", scores, role="intermediate", mul=1)
-        highest = g.reduce("max", scaled, max=1)
-        e = g.pointwise(cls.exponential, scaled, highest, role="intermediate", add=1, **{cls.exponential: 1})
-        total = g.reduce("sum", e, add=1)
+        highest = g.reduce("max", scores, max=1)
+        e = g.pointwise("exp", scores, highest, role="intermediate", add=1, exp=1)
+        total = cls.declare_lobo(config, g, g.reduce("sum", e, add=1), heads)
         return g.pointwise("div", e, total, role="intermediate", div=1)

@@ -18,18 +18,19 @@ def kind_ids() -> list[tuple[str, str]]:
 
 
 def config_for(slot: str, kind: str) -> GPTConfig:
-    """A small model in which every place for this slot holds this kind, everything else at its defaults."""
+    """A small model in which every place for this slot that takes this kind holds it, everything else as by default."""
     values = dict(SMALL)
     for name, info in GPTConfig.model_fields.items():
         found = slot_of(info)
         if found and found.name == slot:
             values[name] = {**(values.get(name, {}) if kind == "causal" else {}), "kind": kind}
-    for parent in ("attention", "mlp"):
+    for parent in ("attention", "mlp", "block"):
         for name, info in kinds(parent)[_kind(values, parent)].Config.model_fields.items():
             found = slot_of(info)
             if found and found.name == slot:
                 values[parent] = {**values.get(parent, {}), name: {"kind": kind}}
-    return GPTConfig.model_validate(values)
+    refused = {path[0] for path, _ in GPTConfig.model_validate(values).problems()}
+    return GPTConfig.model_validate({name: value for name, value in values.items() if name not in refused})
 
 
 def _kind(values: dict, field: str) -> str:
@@ -40,7 +41,12 @@ def _kind(values: dict, field: str) -> str:
 SIZES = {
     "n_layer": [1, 2], "n_embd": [24, 32, 48], "block_size": [12, 16], "vocab_size": [29], "n_head": [1, 2, 3, 4],
     "n_kv_head": [None, 1, 2, 3], "window": [None, 1, 3, 7, 40], "repeat": [1], "hidden_size": [None, 20],
-    "dropout": [0.0, 0.1], "layers": [[]], "initial_gamma": [100.0, 3.0],
+    "dropout": [0.0, 0.1], "layers": [[]], "initial_gamma": [100.0, 3.0], "n_qk_head_dim": [8, 12],
+    "n_v_head_dim": [8, 10], "n_cproj": [1, 2], "depth_power": [0.0, 0.5], "width": [None, 20], "init_std": [0.02],
+    # Rounded places: one knob for all of them is drawn, tests of their own cover each place.
+    **dict.fromkeys(("input", "q", "k", "scores", "weights", "v", "heads", "output"), [None]),
+    "activation_input": [None], "activation_output": [None], "every": [None, None, 8],
+    "attention_symmetric": [False, True], "mlp_symmetric": [False, True],
 }  # fmt: skip
 
 
@@ -54,6 +60,8 @@ def _draw(rng: random.Random, cls: type[Strict]) -> dict:
         elif name in SIZES:
             values[name] = rng.choice(SIZES[name])
         elif slot:
+            if slot.default is None and rng.random() < 0.7:  # an optional slot is mostly empty
+                continue
             kind = rng.choice(sorted(kinds(slot.name)))
             values[name] = _draw(rng, kinds(slot.name)[kind].Config)
         elif isinstance(info.annotation, type) and issubclass(info.annotation, Strict):

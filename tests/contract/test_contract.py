@@ -172,13 +172,12 @@ def test_fvcore_agrees_on_what_it_supports(config):
     T = config.block_size
     ops = declare(config, Pass("prefill", 1, T, T)).ops
     linear = sum(op.macs for op in ops if any(t.role == "weight" for t in op.reads))
-    for model, scores in (
-        (make(config), 0),
-        (use_explicit_attention(make(config)), sum(op.macs for op in ops) - linear),
-    ):
+    scores = sum(op.macs for op in ops) - linear
+    # Kinds without a fused form show their products either way.
+    for model, allowed in ((make(config), {0, scores}), (use_explicit_attention(make(config)), {scores})):
         by_operator = fvcore.FlopCountAnalysis(model.eval(), tokens(config, batch=1)).by_operator()
         assert by_operator["linear"] == linear > 0
-        assert by_operator["matmul"] + by_operator["bmm"] == scores
+        assert by_operator["matmul"] + by_operator["bmm"] in allowed
 
 
 @each

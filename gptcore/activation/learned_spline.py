@@ -1,0 +1,47 @@
+"""A cubic spline with learned values as activation.
+
+Of the kind of Catmull & Rom (1974): each cubic depends on the four values around it, so no equations are to be solved.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..config import knob
+from ..registry import KindConfig, Problem, register
+from . import Activation, at_least_float
+from .tables import catmull_rom_table, piecewise_polynomial, uniform_segments
+
+
+@register("activation", "learned_spline")
+class LearnedSpline(Activation):
+    """Catmull-Rom cubics through learned values at equal distances, straight outside; they start on gelu."""
+
+    class Config(KindConfig):
+        knots: int = knob(30, "learned values, bounds included", flat=("lsa_num_knots",), ge=2)
+        left: float = knob(-5.0, "leftmost knot", flat=("lsa_left_bound",))
+        right: float = knob(5.0, "rightmost knot", flat=("lsa_right_bound",))
+
+    @classmethod
+    def check(cls, config, dims):
+        if config.left >= config.right:
+            yield Problem("left", f"left {config.left} is not below right {config.right}")
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.values = nn.Parameter(F.gelu(torch.linspace(config.left, config.right, config.knots)))
+
+    def forward(self, x):
+        wide = at_least_float(x)
+        offset, segment = uniform_segments(wide, self.config.left, self.config.right, self.config.knots - 1)
+        table_PS = catmull_rom_table(self.values.to(wide.dtype))
+        return piecewise_polynomial(offset, segment, table_PS).to(x.dtype)
+
+    @staticmethod
+    def per_element(config):
+        # place in units of segments, its integer part within the table; a row of it; three steps of Horner
+        return {"mul": 4, "add": 4, "round": 1, "max": 1, "compare": 1, "lut": 1}
+
+    @staticmethod
+    def parameters_of(config):
+        return {"values": (config.knots,)}

@@ -1,0 +1,27 @@
+"""Squared softplus in place of softmax: a smooth squared ReLU."""
+
+import math
+
+import torch.nn.functional as F
+
+from ..config import knob
+from ..registry import register
+from . import Elementwise, ElementwiseConfig
+
+
+@register("softmax", "softplus2max")
+class Softplus2Max(Elementwise):
+    """ln(1 + e^s)^2 / divisor / keys; the divisor (ln 2)^2 lets a score of 0 weigh 1."""
+
+    as_output = True
+
+    class Config(ElementwiseConfig):
+        divisor: float = knob(math.log(2) ** 2, "divides every weight", flat=("softplus2max_divisor",), gt=0)
+
+    def curve(self, scores):
+        return F.softplus(scores).square()
+
+    @staticmethod
+    def per_element(config):
+        # max(s, 0) + ln(1 + e^-|s|), squared
+        return {"exp": 1, "log": 1, "add": 2, "max": 1, "mul": 1}
