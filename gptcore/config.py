@@ -232,8 +232,7 @@ class TrainConfig(Strict):
     max_iters: int = knob(2000, "optimizer steps", ge=0)
     optimizer: Literal["adamw", "muon", "lion", "adafactor"] = knob(
         "adamw",
-        "muon: matrices of the blocks, AdamW the rest; lion wants rates 3 to 10 times smaller; those of adafactor are "
-        "relative to the size of a parameter (0.01)",
+        "muon: matrices of the blocks, AdamW the rest; rates of adafactor are relative to a parameter (0.03)",
     )
     learning_rate: float = knob(1e-3, "peak learning rate", gt=0)
     muon_learning_rate: float = knob(0.02, "peak rate of Muon's matrices; follows the same schedule", gt=0)

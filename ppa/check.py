@@ -97,9 +97,13 @@ def run_checks(model: GPTConfig, counted: Counted, training: TrainConfig) -> lis
         skipped = (("decode_matmul_flops", "FLOPs", flops["decode"]), ("kv_cache_bytes", "bytes", counted.kv_bytes))
         return checks + [Check(name, unit, n, None, "", "skipped", note) for name, unit, n in skipped]
     checks.append(_compare("decode_matmul_flops", "FLOPs", flops["decode"], by, lambda: _decode(module, point, cache)))
-    bits = point.bits.kv
-    by = f"model.new_cache at {bits} bit"
-    measured = sum(-(-tensor.numel() * bits // 8) for tensor in cache.tensors())
+    # A kind may keep keys and values at widths of its own; both sides list the tensors layer by layer.
+    widths = [tensor.bits for tensor in counted.cache.values()]
+    by = f"model.new_cache at {', '.join(map(str, sorted(set(widths) or {point.bits.kv})))} bit"
+    tensors = cache.tensors()
+    if len(widths) != len(tensors):
+        widths = [point.bits.kv] * len(tensors)
+    measured = sum(-(-tensor.numel() * bits // 8) for tensor, bits in zip(tensors, widths, strict=True))
     checks.append(_compare("kv_cache_bytes", "bytes", counted.kv_bytes, by, lambda: measured))
     return checks
 

@@ -11,6 +11,7 @@ from gptcore.errors import UserError
 from gptcore.loader import from_dict
 from gptcore.model import GPT, declare
 from gptcore.ops import Graph, Pass
+from gptcore.registry import kinds
 
 KINDS = ["adamw", "muon", "lion", "adafactor"]
 MODEL = {"n_layer": 2, "n_embd": 16, "block_size": 8, "vocab_size": 23, "attention": {"n_head": 2}}
@@ -136,6 +137,15 @@ def test_product_weights_are_operands_of_linear_layers_only():
     with g.at("lm_head", slot="linear"):
         g.matmul("matmul", x, g.weight("weight", 9, 4), (2, 9), m=2, k=4, n=9)
     assert optim.product_weights(g) == {"transformer.h.0.attn.rounded.weight"}
+
+
+@pytest.mark.parametrize("kind", kinds("linear"))
+def test_product_weights_of_every_linear_kind_are_matrices_of_the_module(kind):
+    chosen = {"attention": {"n_head": 2, "linear": kind}, "mlp": {"linear": kind}}
+    config = from_dict({"model": {**MODEL, **chosen}}).model
+    names = optim.product_weights(declare(config, Pass("prefill", 1, 1, 1)))
+    shapes = {n: tuple(p.shape) for n, p in GPT(config).named_parameters()}
+    assert names and all(len(shapes[n]) == 2 and n.startswith("transformer.h.") for n in names)
 
 
 def test_joined_optimizers_share_state_and_groups_after_loading():

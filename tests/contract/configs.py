@@ -43,9 +43,10 @@ SIZES = {
     "n_kv_head": [None, 1, 2, 3], "window": [None, 1, 3, 7, 40], "repeat": [1], "hidden_size": [None, 20],
     "dropout": [0.0, 0.1], "layers": [[]], "initial_gamma": [100.0, 3.0], "n_qk_head_dim": [8, 12],
     "n_v_head_dim": [8, 10], "n_cproj": [1, 2], "depth_power": [0.0, 0.5], "width": [None, 20], "init_std": [0.02],
-    # Rounded places: one knob for all of them is drawn, tests of their own cover each place.
+    # Rounded places have tests of their own: a value on the edge of two codes may fall to either side in another pass.
     **dict.fromkeys(("input", "q", "k", "scores", "weights", "v", "heads", "output"), [None]),
-    "activation_input": [None], "activation_output": [None], "every": [None, None, 8],
+    "activation_input": [None], "activation_output": [None], "every": [None, None, None],
+    "threshold": [0.001, 0.01],  # a dead zone wider than what a fresh model computes leaves nothing to test
     "attention_symmetric": [False, True], "mlp_symmetric": [False, True],
 }  # fmt: skip
 

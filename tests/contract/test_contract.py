@@ -22,6 +22,9 @@ from gptcore.yamlfile import dump, parse
 KINDS = [pytest.param(config_for(*pair), id="-".join(pair)) for pair in kind_ids()]
 RANDOM = [pytest.param(model, id=f"random{i}") for i, model in enumerate(random_models(100, seed=20240229))]
 each = pytest.mark.parametrize("config", KINDS + RANDOM)
+# Tracing takes a second or two a model; most random ones are left to `make check-all`.
+SELDOM = [pytest.param(*p.values, id=p.id, marks=pytest.mark.slow) for p in RANDOM[30:]]
+traced_each = pytest.mark.parametrize("config", KINDS + RANDOM[:30] + SELDOM)
 EPS64 = torch.finfo(torch.float64).eps
 
 
@@ -105,7 +108,7 @@ def test_cached_decode_equals_full_forward(config):
     assert (torch.cat(parts, 1) - full).abs().max().item() <= tolerance(config, full)
 
 
-@each
+@traced_each
 def test_traces_as_one_graph(config):
     model = make(config).eval()  # dropout would draw other numbers in another order
     torch._dynamo.reset()

@@ -46,8 +46,9 @@ def unseeded_init(patch):
 
 
 def table_not_saved(patch):
-    def init(self, config, dims, head_widths):
+    def init(self, config, dims, heads):
         torch.nn.Module.__init__(self)
+        self.has_bias = False
         self.register_buffer("weight", torch.empty(dims.block_size, dims.n_embd), persistent=False)
 
     patch.setattr(LearnedPosition, "__init__", init)
@@ -98,7 +99,7 @@ def wrong_inner_dimension(patch):
 def wrong_scale_in_fused_form(patch):
     original = ExactSoftmax.attend
     patch.setattr(
-        ExactSoftmax, "attend", lambda self, *a, scale, dropout: original(self, *a, scale=2 * scale, dropout=dropout)
+        ExactSoftmax, "attend", lambda self, *a: original(self, *a[:3], dataclasses.replace(a[3], scale=2 * a[3].scale))
     )
 
 

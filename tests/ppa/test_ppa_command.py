@@ -101,8 +101,8 @@ def test_run_folder_is_a_configuration(tmp_path, capsys, corpus):
 
 
 def test_a_failed_check_is_exit_code_1_with_both_numbers(tmp_path, monkeypatch, capsys):
-    def without_av(model, run, bits):
-        graph = declare(model, run, bits)
+    def without_av(model, run, *rest):
+        graph = declare(model, run, *rest)
         graph.ops = [op for op in graph.ops if not op.name.endswith(".av")]
         return graph
 
