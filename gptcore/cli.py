@@ -19,6 +19,7 @@ COMMANDS = {
     "train": ("gptcore.commands.train", "train a model: CONFIG [key=value | --flat_name=value ...]"),
     "sample": ("gptcore.commands.sample", "generate text from a trained run"),
     "inspect": ("gptcore.commands.inspect", "table of the runs below a folder"),
+    "quantize": ("gptcore.commands.quantize", "what a trained run loses at fewer bits, without more training"),
     "config": ("gptcore.commands.config", "show, compare and document configurations"),
     "variants": ("gptcore.commands.variants", "list the kinds of every slot"),
     "data": ("gptcore.commands.data", "prepare text for training"),

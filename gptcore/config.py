@@ -17,12 +17,12 @@ from .registry import KindConfig, Problem, Strict, impl, slot
 
 def knob(
     default: Any, help: str, *, flat: tuple[str, ...] | None = None, cosmetic: bool = False, neutral: Any = None,
-    switch: dict[str, Any] | None = None, **constraint: Any,
+    switch: dict[str, Any] | None = None, values: dict[str, str] | None = None, **constraint: Any,
 ):  # fmt: skip
     """A field with documentation. `cosmetic` fields change nothing about the result and stay out of the identity.
 
     A value `neutral` means the same as the default as far as the identity is concerned. `switch` maps boolean flat
-    names to the value that they stand for when true.
+    names to the value that they stand for when true. `values` maps words of the forks to ours, for its flat names.
     """
     extra: dict[str, Any] = {"cosmetic": True} if cosmetic else {}
     if neutral is not None:
@@ -31,6 +31,8 @@ def knob(
         extra["flat"] = list(flat)
     if switch is not None:
         extra["switch"] = dict(switch)
+    if values is not None:
+        extra["values"] = dict(values)
     return Field(default, description=help, json_schema_extra=extra, **constraint)
 
 
@@ -42,12 +44,16 @@ class BitsConfig(Strict):
     kv: int = knob(16, "bits per cached key and value", flat=("kv_bits",), ge=1, le=64)
 
 
+QUANT_METHODS = {"symmetric_quant": "symmetric", "affine_quant": "affine"}
+
+
 class RoundingConfig(Strict):
     """How activations are rounded wherever an attention or mlp kind gives a place bits."""
 
     method: Literal["symmetric", "affine"] = knob(
-        "symmetric", "codes around zero, or between the extremes", flat=("activations_quant_method",)
-    )
+        "symmetric", "codes around zero, or between the extremes", flat=("activations_quant_method",),
+        values=QUANT_METHODS,
+    )  # fmt: skip
     range: Literal["token", "learned"] = knob("token", "largest value of each token, or a learned step (LSQ)", flat=())
 
 
@@ -57,7 +63,9 @@ class EmbeddingConfig(Strict):
     width: int | None = knob(None, "width of the table, projected to n_embd; null: n_embd", flat=("n_embd_wte",), ge=1)
     scale: Literal["none", "sqrt", "learned"] = knob("none", "factor on embeddings: sqrt(n_embd), or learned", flat=())
     init: Literal["gaussian", "hypersphere"] = knob("gaussian", "rows normal, or random unit vectors", flat=())
-    init_std: float = knob(0.02, "standard deviation of gaussian rows", flat=("embedding_gaussian_std",), gt=0)
+    init_std: float = knob(
+        0.02, "standard deviation of gaussian rows", flat=("embedding_gaussian_std", "embedding_std_init"), gt=0
+    )
     bits: int | None = knob(None, "bits of the table; null: not rounded", flat=("quantize_wte_bits",), ge=2, le=16)
 
 
@@ -190,15 +198,15 @@ def _position_problems(model: GPTConfig) -> Iterator[tuple[tuple, str]]:
     seen = set()
     for head in heads:
         for problem in position.check_heads(model.position, head) if head and head not in seen else ():
-            yield ("position", problem.field), problem.message
+            yield ("position", *problem.field.split(".")), problem.message
         seen.add(head)
     acts_on = position.acts_on(model.position)
     kind = model.position.kind  # type: ignore[attr-defined]
-    if acts_on == {"rotation"} and not any(heads):
+    if "rotation" in acts_on and not any(heads):
         yield ("position", "kind"), f"{kind} turns queries and keys, but no layer has any"
     if "bias" in acts_on and not all(impl(a).takes_bias or h is None for a, h in zip(attentions, heads, strict=True)):
         yield ("position", "kind"), f"{kind} adds to attention scores, and an attention kind of this model has none"
-    if acts_on == {"bias"} and not any(heads):
+    if "bias" in acts_on and not any(heads):
         yield ("position", "kind"), f"{kind} adds to attention scores, but no layer has any"
 
 
@@ -244,7 +252,9 @@ class TrainConfig(Strict):
     min_lr: float | None = knob(None, "learning rate at the end of the schedule; null: a tenth of the peak", ge=0)
     wsd_decay_fraction: float = knob(0.2, "part of all steps in which wsd decays", gt=0, le=1)
     wsd_decay_shape: Literal["linear", "cosine", "sqrt"] = knob("linear", "decay of wsd; sqrt: 1 - sqrt(progress)")
-    weight_decay: float = knob(0.1, "decay of matrices; vectors are never decayed", ge=0)
+    weight_decay: float = knob(
+        0.1, "decay of matrices; vectors are never decayed", flat=("weight_decay", "adamw_weight_decay"), ge=0
+    )
     beta1: float = knob(0.9, "first moment of AdamW and Lion", ge=0, lt=1)
     beta2: float = knob(0.99, "second moment of AdamW, momentum of Lion", ge=0, lt=1)
     grad_clip: float = knob(1.0, "largest gradient norm; 0 turns clipping off", ge=0)
@@ -278,9 +288,17 @@ class TrainConfig(Strict):
     parallel: Literal["ddp", "fsdp"] = knob("ddp", "how several processes share the work (torchrun)", cosmetic=True)
     export_wte_npy: str | None = knob(None, "write the token table there with each checkpoint", cosmetic=True)
     log_interval: int = knob(10, "steps between rows of metrics.csv", ge=1, cosmetic=True)
-    tensorboard: bool = knob(False, "also write TensorBoard events", cosmetic=True)
-    sample_start: str = knob("\n", "prompt of the samples printed at checkpoints", cosmetic=True)
-    sample_tokens: int = knob(0, "tokens sampled at each checkpoint; 0: none", ge=0, cosmetic=True)
+    tensorboard: bool = knob(
+        False, "also write TensorBoard events", flat=("tensorboard", "tensorboard_log"), cosmetic=True
+    )
+    sample_start: str = knob(
+        "\n", "prompt of the samples printed at checkpoints", flat=("sample_start", "sample_start_tokens"),
+        cosmetic=True,
+    )  # fmt: skip
+    sample_tokens: int = knob(
+        0, "tokens sampled at each checkpoint; 0: none", flat=("sample_tokens", "max_sample_tokens"), ge=0,
+        cosmetic=True,
+    )  # fmt: skip
 
     @property
     def decay_end(self) -> int:

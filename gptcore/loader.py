@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from .config import LAYER_FIELDS, Config, GPTConfig, LayerConfig
 from .errors import UserError
-from .flat import SECTIONS, flat_names, parse_overrides, place
+from .flat import SECTIONS, flat_names, parse_overrides
+from .placing import place
 from .registry import Slot, Strict, kinds, nearest, slot_of, slot_with
 from .yamlfile import Key, read_mapping
 

@@ -67,7 +67,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One operation. `touched` overrides how many elements of a read tensor are moved (a gather reads rows only)."""
+    """One operation."""
 
     name: str
     slot: str
@@ -168,20 +168,26 @@ class Reduce(Pointwise):
 
 @dataclass(frozen=True, slots=True)
 class Gather(Op):
-    """Rows of reads[0] picked by reads[1]; only the picked rows move. Backward adds one value per element."""
+    """Rows of reads[0] picked by reads[1]; only the picked rows move. Backward adds one value per element.
+
+    `touched` is the most elements of the table that the picks can meet where rows repeat, and each then moves once.
+    """
+
+    touched: int | None = None
 
     def moved(self) -> Iterator[tuple[Role, int]]:
         yield self.reads[1].role, self.reads[1].nbytes
         # Rows read (or, backward, gradient rows written) have the size of the result, at the table's width.
         table, rows = self.reads[0], self.writes[0] if self.phase == "forward" else self.reads[2]
-        yield table.role if self.phase == "forward" else "gradient", -(-rows.numel * table.bits // 8)
+        elements = rows.numel if self.touched is None else min(rows.numel, self.touched)
+        yield table.role if self.phase == "forward" else "gradient", -(-elements * table.bits // 8)
         yield rows.role, rows.nbytes
 
     def backward(self) -> Iterator[Op]:
         table, index = self.reads
         yield Gather(
             name=self.name + ".d", slot=self.slot, kind=self.kind, layer=self.layer, phase="backward",
-            reads=(table, index, gradient(self.writes[0])), writes=(gradient(table),),
+            reads=(table, index, gradient(self.writes[0])), writes=(gradient(table),), touched=self.touched,
         )  # fmt: skip
 
     def primitives(self, causal: bool = False) -> dict[str, int]:
@@ -337,8 +343,12 @@ class Graph:
         """The same values (or a part of them) under another shape; costs nothing."""
         return Tensor(x.name, shape, x.role, x.bits, math.prod(shape))
 
-    def gather(self, name: str, table: Tensor, index: Tensor, *shape: int) -> Tensor:
-        return self._record(Gather, name, (table, index), self.tensor(name, *shape))
+    def gather(
+        self, name: str, table: Tensor, index: Tensor, *shape: int, role: Role = "activation", live: int | None = None,
+        touched: int | None = None,
+    ) -> Tensor:  # fmt: skip
+        out = self.tensor(name, *shape, role=role, live=live)
+        return self._record(Gather, name, (table, index), out, touched=touched)
 
     def move(self, name: str, x: Tensor, role: Role, bits: int | None = None) -> Tensor:
         return self._record(Move, name, (x,), self.tensor(name, *x.shape, role=role, bits=bits))

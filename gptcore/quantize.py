@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .config import RoundingConfig
 from .ops import Graph
 from .ops import Tensor as OpTensor
+from .precision import wide
 from .registry import Strict
 
 Method = Literal["symmetric", "affine"]
@@ -55,8 +56,7 @@ def fake_quantize(
     Statistics are taken in at least fp32. `strength` fades from no rounding (0) to rounding (1).
     """
     with torch.no_grad():
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        codes, scale, zero = quantize(wide, bits, method, dim)
+        codes, scale, zero = quantize(wide(x), bits, method, dim)
         rounded = ((codes - zero) * scale).to(x.dtype)
     return straight_through(x, rounded, strength)
 

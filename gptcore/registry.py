@@ -11,7 +11,7 @@ A configuration field `softmax: KindConfig = slot("softmax", default="softmax")`
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -52,7 +52,12 @@ _switches: dict[str, tuple[str, str | None, str | None]] = {}
 
 
 def register(slot: str, kind: str, *, on: tuple[str, ...] = (), off: tuple[str, ...] = ()):
-    """Class decorator. `on`/`off` name boolean flat flags that choose this kind when true/false."""
+    """Class decorator. `on`/`off` name boolean flat flags that choose this kind when true/false.
+
+    A kind that can hold several others of its slot has a class method `joined(kinds)`: the kind of each of its fields,
+    by name, so that all of `kinds` are in force and nothing else is; None when it cannot. Flags that choose several
+    kinds of the slot together choose it.
+    """
 
     def decorate(cls: type) -> type:
         if kind in _kinds[slot]:
@@ -126,15 +131,22 @@ def build(config: KindConfig, *args: Any, **kwargs: Any) -> Any:
 
 @dataclass(frozen=True)
 class Slot:
-    """Field metadata: any kind of slot `name`; without a `kind` key it is `default`.
+    """Field metadata: any kind of slot `name` that it `takes`; without a `kind` key it is `default`.
 
     `flat` names select the kind; `switch` pairs are (boolean flat name, the kind that it stands for when true).
+    `takes` tells by the class of a kind whether it may stand here. A kind with a field of its own slot needs one that
+    leaves out the kind itself: no schema holds itself.
     """
 
     name: str
     default: str | None
     flat: tuple[str, ...] = ()
     switch: tuple[tuple[str, str], ...] = ()
+    takes: Callable[[Any], bool] | None = None
+
+    def choices(self) -> dict[str, Any]:
+        """Every kind that may stand here, by name."""
+        return {name: cls for name, cls in kinds(self.name).items() if self.takes is None or self.takes(cls)}
 
     def kind_of(self, value: Any) -> Any:
         """The kind name a raw value (mapping, bare name, or configuration) asks for."""
@@ -143,7 +155,7 @@ class Slot:
         return getattr(value, "kind", value)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        classes = kinds(self.name)
+        classes = self.choices()
         choices = {kind: handler.generate_schema(cls.Config) for kind, cls in classes.items()}
 
         def expand(value: Any) -> Any:
@@ -151,9 +163,12 @@ class Slot:
                 value = {"kind": value}
             kind = self.kind_of(value)
             if not isinstance(value, (dict, KindConfig)) or not isinstance(kind, str) or kind not in classes:
+                known = isinstance(kind, str) and kind in kinds(self.name)
                 raise PydanticCustomError(
                     "unknown_kind",
-                    "no {slot} kind {given}{hint} (known: {known})",
+                    "{slot} kind {given} cannot stand here (possible: {known})"
+                    if known
+                    else "no {slot} kind {given}{hint} (known: {known})",
                     {"slot": self.name, "given": repr(kind), "hint": nearest(kind, list(classes)),
                      "known": ", ".join(classes)},
                 )  # fmt: skip
@@ -164,14 +179,18 @@ class Slot:
         return checked if self.default else core_schema.nullable_schema(checked)
 
     def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> dict:
-        bare = {"enum": list(kinds(self.name)), "description": f"any {self.name} kind, with its own defaults"}
+        bare = {"enum": list(self.choices()), "description": f"any {self.name} kind, with its own defaults"}
         return {"anyOf": [bare, handler(schema)]}
 
 
-def slot(name: str, default: str | None, *, flat: tuple[str, ...] = (), switch: dict[str, str] | None = None) -> Any:
-    """A configuration field that holds any kind of slot `name`; when nothing is said kind `default`, or null."""
+def slot(
+    name: str, default: str | None, *, flat: tuple[str, ...] = (), switch: dict[str, str] | None = None,
+    takes: Callable[[Any], bool] | None = None,
+) -> Any:  # fmt: skip
+    """A configuration field that holds any kind of slot `name` (that it `takes`); when nothing is said kind `default`,
+    or null."""
     info: Any = Field(default_factory=lambda: lookup(name, default).Config() if default else None)
-    info.metadata.append(Slot(name, default, flat, tuple((switch or {}).items())))
+    info.metadata.append(Slot(name, default, flat, tuple((switch or {}).items()), takes))
     return info
 
 

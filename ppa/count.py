@@ -30,7 +30,7 @@ CONVENTIONS = {
     "flops": "1 MAC = 2 FLOPs; FLOPs are those of matrix products and of nothing else",
     "matmul_flops": "in full, masked pairs included, exactly what torch's FlopCounterMode counts on the meta device",
     "matmul_flops_causal": "only unmasked (query, key) pairs, counted exactly: T(T+1)/2 a head for T tokens, fewer in "
-    "a sliding window",
+    "a sliding window; and without the rows that only pad the blocks of experts",
     "op_counts": "primitive operations (add, mul, exp, ...) outside matrix products, over all elements, masked scores "
     "included; counted separately and never mixed into FLOPs",
     "op_counts_causal": "the same over unmasked elements only",

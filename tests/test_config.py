@@ -85,7 +85,7 @@ def test_impossible_combinations_are_reported_with_the_rest(write):
         ("base: c.yaml", "leads back"),
         ("\nbase: d.yaml", "c.yaml:2: base: no file"),
         ("use_rotary_embeddings: 1", "must be true or false"),
-        ("use_rotary_embeddings: true\nuse_abs_pos_embeddings: true", "contradict"),
+        ("use_post_ln: true\nuse_peri_ln: true", "contradict"),
         ("n_layer: 6\nmodel: {n_layer: 4}", "c.yaml:2: n_layer is given twice, first at"),
         ("model: {n_layer: 4}\nn_layer: 6", "c.yaml:2: n_layer is given twice, first at"),
         ("n_kv_head: 2\nn_kv_group: 3", "given twice"),
@@ -210,7 +210,7 @@ def test_every_flat_name_points_to_a_field():
         (["n_layer"], "expected key.path=value"),
         (["model.n_layr=3"], "did you mean 'n_layer'"),
         (["--n_layer=two"], "not 'two'"),
-        (["--wandb_log=true"], "unknown option --wandb_log"),
+        (["--wandb_logs=true"], "unknown option --wandb_logs"),
     ],
 )
 def test_command_line_mistakes(arguments, expected):

@@ -218,3 +218,85 @@ def test_zero_weights_stay_finite():
             module.weight.zero_()
         assert isinstance(module, RoundedLinear)
         assert torch.equal(module(rows()), module.bias.expand(3, 5, D_OUT))
+
+
+def torch_weight_norm(module, dim):
+    """torch's own, with the lengths of the module (ones if it has none)."""
+    plain = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(D_IN, D_OUT).to(module.weight.dtype), dim=dim)
+    lengths, vectors = plain.parametrizations.weight.original0, plain.parametrizations.weight.original1
+    with torch.no_grad():
+        lengths.copy_(torch.ones_like(lengths) if module.length is None else module.length.view_as(lengths))
+        vectors.copy_(module.weight)
+        plain.bias.copy_(module.bias)
+    return plain, lengths, vectors
+
+
+def check_weight_norm(over, length, x):
+    """Result and all gradients."""
+    module = make("weight_norm", torch.float64, over=over, length=length)
+    with torch.no_grad():
+        module.weight.mul_(3.0)
+        if module.length is not None:
+            module.length.uniform_(0.5, 2.0)
+    plain, lengths, vectors = torch_weight_norm(module, dim=0 if over == "input" else 1)
+    got, expected = module(x), plain(x)
+    assert_close(got, expected, EPS64)
+    upstream = torch.randn(got.shape, dtype=torch.float64)
+    got.backward(upstream)
+    expected.backward(upstream)
+    assert_close(module.weight.grad, vectors.grad, EPS64, D_IN * 15)
+    assert_close(module.bias.grad, plain.bias.grad, EPS64, 15)
+    if module.length is not None:
+        assert_close(module.length.grad.view_as(lengths), lengths.grad, EPS64, D_IN * 15)
+    # Along the vector itself nothing is learned.
+    inner = (module.weight.grad * module.weight).sum(module.dim)
+    assert inner.abs().max() <= 64 * EPS64 * (module.weight.grad.norm() * module.weight.norm()).item()
+
+
+@pytest.mark.parametrize("length", ["one", "learned"])
+@pytest.mark.parametrize("over", ["input", "output"])
+def test_weight_norm_equals_torch(over, length):
+    check_weight_norm(over, length, rows(torch.float64))
+
+
+def test_the_comparison_of_weight_norm_can_fail(monkeypatch):
+    cls = lookup("linear", "weight_norm")
+    monkeypatch.setattr(cls, "unit_weight", lambda self: F.normalize(self.weight, dim=1 - self.dim))
+    with pytest.raises(AssertionError):
+        check_weight_norm("input", "one", rows(torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weight_norm_in_every_precision(dtype):
+    """Vectors of one length, however small or large the weights behind them; a vector of zeros stays one."""
+    for size in (1e-4, 100.0):
+        module = make("weight_norm", dtype, std=size)
+        norms = module.unit_weight().double().norm(dim=1)
+        assert (norms - 1).abs().max() <= 2 * torch.finfo(dtype).eps
+        with torch.no_grad():
+            module.weight[0] = 0
+        out = module(rows(dtype))
+        out.sum().backward()
+        assert torch.equal(out[..., 0], module.bias[0].expand(3, 5)) and out.isfinite().all()
+        assert module.weight.grad[1:].isfinite().all()
+
+
+@pytest.mark.parametrize("over, width", [("input", D_IN), ("output", D_OUT)])
+def test_learned_lengths_begin_as_those_of_a_plain_layer(over, width):
+    module = make("weight_norm", over=over, length="learned", std=0.5)
+    assert module.length.detach().unique().item() == pytest.approx(0.5 * math.sqrt(width), rel=EPS32)
+    # The length of a vector of n normal numbers is sqrt(n) within about 1/sqrt(2), half a sigma of it on average.
+    assert make("linear", std=0.5).weight.norm(dim=1).mean().item() == pytest.approx(0.5 * math.sqrt(D_IN), rel=0.1)
+
+
+def test_weight_norm_is_stored_ready_for_use():
+    """Training declares the normalisation of the matrix, decoding does not; learned lengths cost a product."""
+    cls = lookup("linear", "weight_norm")
+    primitives = {}
+    for stage, length in (("train", "one"), ("decode", "one"), ("decode", "learned")):
+        g = Graph(Pass(stage, 1, 1, 1))
+        cls.declare(cls.Config(length=length), g, g.tensor("x", 1, 1, D_IN), D_OUT, bias=False)
+        primitives[stage, length] = [op.primitives() for op in g.ops if op.primitives()]
+    size = D_IN * D_OUT
+    assert primitives["train", "one"] == [{"mul": size, "add": size}, {"max": D_OUT, "rsqrt": D_OUT}, {"mul": size}]
+    assert primitives["decode", "one"] == [] and primitives["decode", "learned"] == [{"mul": D_OUT}]

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..ops import Graph, Role
@@ -39,8 +38,3 @@ class Activation(nn.Module):
         counts: dict[str, Any] = dict(cls.per_element(config))
         weights = [g.weight(name, *shape) for name, shape in cls.parameters_of(config).items()]
         return g.pointwise("activation", x, *weights, role=role, **counts)
-
-
-def at_least_float(x: Tensor) -> Tensor:
-    """For kinds that half precision has too few digits for, or torch no kernel."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

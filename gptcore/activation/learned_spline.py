@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..config import knob
+from ..precision import wide
 from ..registry import KindConfig, Problem, register
-from . import Activation, at_least_float
+from . import Activation
 from .tables import catmull_rom_table, piecewise_polynomial, uniform_segments
 
 
@@ -32,9 +33,9 @@ class LearnedSpline(Activation):
         self.values = nn.Parameter(F.gelu(torch.linspace(config.left, config.right, config.knots)))
 
     def forward(self, x):
-        wide = at_least_float(x)
-        offset, segment = uniform_segments(wide, self.config.left, self.config.right, self.config.knots - 1)
-        table_PS = catmull_rom_table(self.values.to(wide.dtype))
+        x32 = wide(x)
+        offset, segment = uniform_segments(x32, self.config.left, self.config.right, self.config.knots - 1)
+        table_PS = catmull_rom_table(self.values.to(x32.dtype))
         return piecewise_polynomial(offset, segment, table_PS).to(x.dtype)
 
     @staticmethod

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..config import knob
+from ..precision import wide
 from ..registry import KindConfig, Problem, register
-from . import Activation, at_least_float
+from . import Activation
 from .tables import linear_table, piecewise_polynomial, table_index, uniform_segments
 
 CROWDING = 8  # learned knots come at most so many times closer than equal ones
@@ -41,16 +42,16 @@ class PiecewiseFullyLearned(Activation):
         self.gaps = nn.Parameter(torch.zeros(config.points - 1)) if config.knots == "learned" else None
 
     def forward(self, x):
-        wide, config = at_least_float(x), self.config
-        values = self.values.to(wide.dtype)
+        x32, config = wide(x), self.config
+        values = self.values.to(x32.dtype)
         if self.gaps is None:
             slope = values.diff()
-            offset, segment = uniform_segments(wide, config.left, config.right, len(slope))
+            offset, segment = uniform_segments(x32, config.left, config.right, len(slope))
             return piecewise_polynomial(offset, segment, linear_table(values, slope[:1], slope[-1:])).to(x.dtype)
-        knots = self._knots(self.gaps.to(wide.dtype))
+        knots = self._knots(self.gaps.to(x32.dtype))
         slope = values.diff() / knots.diff()
         table_PS = torch.stack([values[:-1] - slope * knots[:-1], slope])
-        return piecewise_polynomial(wide, self._segment(wide, knots), table_PS).to(x.dtype)
+        return piecewise_polynomial(x32, self._segment(x32, knots), table_PS).to(x.dtype)
 
     def _knots(self, gaps):
         config = self.config

@@ -4,8 +4,9 @@ import torch
 
 from ..config import knob
 from ..errors import UserError
+from ..precision import wide
 from ..registry import KindConfig, Problem, build, lookup, register
-from . import Activation, at_least_float
+from . import Activation
 from .tables import linear_table, piecewise_polynomial, uniform_segments
 
 FAR = 64.0  # where tails are straight to rounding: exp(-64) is 1e-28
@@ -54,9 +55,9 @@ class Piecewise(Activation):
         self.register_buffer("table", linear_table(function(knots), left_slope, right_slope).float(), persistent=False)
 
     def forward(self, x):
-        wide = at_least_float(x)
-        offset, segment = uniform_segments(wide, self.config.left, self.config.right, self.config.points + 1)
-        return piecewise_polynomial(offset, segment, self.table.to(wide.dtype)).to(x.dtype)
+        x32 = wide(x)
+        offset, segment = uniform_segments(x32, self.config.left, self.config.right, self.config.points + 1)
+        return piecewise_polynomial(offset, segment, self.table.to(x32.dtype)).to(x.dtype)
 
     @staticmethod
     def per_element(config):

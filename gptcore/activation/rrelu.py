@@ -3,8 +3,9 @@
 import torch.nn.functional as F
 
 from ..config import knob
+from ..precision import wide
 from ..registry import KindConfig, Problem, register
-from . import Activation, at_least_float
+from . import Activation
 
 
 @register("activation", "rrelu")
@@ -21,7 +22,7 @@ class RReLU(Activation):
             yield Problem("lower", f"lower {config.lower} exceeds upper {config.upper}")
 
     def forward(self, x):
-        y = F.rrelu(at_least_float(x), self.config.lower, self.config.upper, training=self.training)
+        y = F.rrelu(wide(x), self.config.lower, self.config.upper, training=self.training)
         return y.to(x.dtype)
 
     @staticmethod

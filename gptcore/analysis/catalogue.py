@@ -68,7 +68,7 @@ def _declared(slot: str, cls: Any) -> Graph:
 
 
 def _elements(slot: str, cls: Any, g: Graph) -> int:
-    if slot == "softmax" or "bias" in getattr(cls, "acts_on", lambda _: ())(None):
+    if slot == "softmax" or (slot == "position" and "bias" in cls.acts_on(_config(slot, cls))):
         return HEADS * TOKENS * TOKENS
     if slot == "activation":
         return TOKENS * WIDTH // cls.narrowing

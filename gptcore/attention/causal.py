@@ -4,66 +4,30 @@ import math
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from ..cache import KVCache
 from ..config import Dims, Heads, knob
-from ..masking import CausalMask
 from ..ops import Graph
-from ..quantize import Points, bits_at, declare_point
-from ..registry import KindConfig, Problem, Strict, build, impl, register, slot
-from ..softmax import Scoring
-from . import Attention
+from ..quantize import bits_at, declare_point
+from ..registry import KindConfig, Problem, build, impl, register, slot
+from .scored import ScoredAttention, ScoredConfig
 
 
-class AttentionBits(Strict):
-    """Bits at every place of attention where hardware would round; null: not rounded."""
-
-    every: int | None = knob(None, "all places that say nothing", flat=("quantize_attn_act_bits",), ge=2, le=16)
-    input: int | None = knob(None, "what attention reads", flat=("quantize_attn_act_input_bits",), ge=2, le=16)
-    q: int | None = knob(None, "queries", flat=("quantize_attn_act_qk_mult_q_input_bits",), ge=2, le=16)
-    k: int | None = knob(
-        None, "keys, as they are cached", flat=("quantize_attn_act_qk_mult_k_input_bits",), ge=2, le=16
-    )
-    scores: int | None = knob(None, "what softmax reads", flat=("quantize_attn_act_softmax_input_bits",), ge=2, le=16)
-    weights: int | None = knob(
-        None, "what softmax writes", flat=("quantize_attn_act_pv_mult_p_input_bits",), ge=2, le=16
-    )
-    v: int | None = knob(
-        None, "values, as they are cached", flat=("quantize_attn_act_pv_mult_v_input_bits",), ge=2, le=16
-    )
-    heads: int | None = knob(None, "weighted values", flat=("quantize_attn_act_pv_mult_output_bits",), ge=2, le=16)
-    output: int | None = knob(None, "what attention writes", flat=("quantize_attn_act_output_bits",), ge=2, le=16)
-
-
-class HeadedConfig(KindConfig):
+class HeadedConfig(ScoredConfig):
     """Knobs of every attention that has queries, keys and values."""
 
-    n_head: int = knob(6, "query heads", ge=1)
     n_kv_head: int | None = knob(None, "key/value heads; null: n_head", flat=("n_kv_head", "n_kv_group"), ge=1)
     groups: Literal["even", "uneven"] = knob("even", "whether every key head must serve as many query heads", flat=())
-    window: int | None = knob(None, "see the last so many tokens; null: all", flat=("window_size",), ge=1)
-    softmax: KindConfig = slot("softmax", "softmax", flat=("softmax_variant_attn",))
-    linear: KindConfig = slot("linear", "linear", flat=("linear_variant_attn",))
     linear_q: KindConfig | None = slot("linear", None, flat=("linear_variant_q",))
     linear_k: KindConfig | None = slot("linear", None, flat=("linear_variant_k",))
     linear_v: KindConfig | None = slot("linear", None, flat=("linear_variant_v",))
-    linear_proj: KindConfig | None = slot("linear", None, flat=("linear_variant_attn_proj",))
-    bias_qkv: bool | None = knob(None, "biases of queries, keys and values; null: model.bias", flat=())
-    bias_proj: bool | None = knob(None, "bias of the projection; null: model.bias", flat=())
-    qk_norm: KindConfig | None = slot(
-        "norm", None, flat=("norm_variant_qk",), switch={"use_qk_norm": "hyperspherenorm"}
-    )
-    v_norm: KindConfig | None = slot("norm", None, flat=("norm_variant_v",), switch={"use_v_norm": "hyperspherenorm"})
+    qk_norm: KindConfig | None = slot("norm", None, flat=("norm_variant_qk",))
+    v_norm: KindConfig | None = slot("norm", None, flat=("norm_variant_v",))
     qk_scale: Literal["fixed", "learned"] = knob(
         "fixed", "1/sqrt(D), or one learned factor a head (arXiv 2010.04245)", flat=(),
         switch={"use_qk_norm_scale": "learned"},
     )  # fmt: skip
-    softcap: float | None = knob(
-        None, "scores stay within +- this by tanh (Gemma 2, arXiv 2408.00118)", flat=("attn_logit_softcapping",), gt=0
-    )
-    rounding: AttentionBits = Field(default_factory=AttentionBits)
 
     @property
     def kv_heads(self) -> int:
@@ -90,11 +54,9 @@ class HeadedConfig(KindConfig):
         return {"c_attn_" + name: (chosen[name] or self.linear, width) for name, width in widths.items()}
 
 
-class HeadedAttention(Attention):
+class HeadedAttention(ScoredAttention):
     """Queries, keys and values by head; the kinds differ in how wide the heads are and how they are joined."""
 
-    residual: tuple[str, ...] = ("c_proj",)
-    takes_bias = True
     Config: Any = HeadedConfig
     c_attn: Any  # of one fused product; separately chosen ones are c_attn_q, c_attn_k, c_attn_v
 
@@ -111,13 +73,11 @@ class HeadedAttention(Attention):
 
     def __init__(self, config, dims: Dims):
         super().__init__(config, dims)
-        self.H, self.K = config.n_head, config.kv_heads
+        self.K = config.kv_heads
         self.D, self.E = config.qk_width(dims.n_embd), config.v_width(dims.n_embd)
-        self.dropout = dims.dropout
-        bias = dims.bias if config.bias_qkv is None else config.bias_qkv
         self.projections = tuple(config.projections(dims.n_embd))
         for name, (linear, width) in config.projections(dims.n_embd).items():
-            setattr(self, name, build(linear, dims.n_embd, width, bias=bias))
+            setattr(self, name, build(linear, dims.n_embd, width, bias=self.bias_qkv))
         if config.qk_norm is not None:
             self.q_norm, self.k_norm = (build(config.qk_norm, self.D, dims) for _ in range(2))
         if config.v_norm is not None:
@@ -129,17 +89,7 @@ class HeadedAttention(Attention):
             self.scale = nn.Parameter(torch.full((self.H,), initial))
         if self.H % self.K:
             self.register_buffer("group", torch.arange(self.H) * self.K // self.H, persistent=False)
-        self.softmax: Any = build(config.softmax, dims, self.H)
-        self.points = Points(config.rounding, dims.rounding)
-        self._build_projection(dims, dims.bias if config.bias_proj is None else config.bias_proj)
-
-    def _build_projection(self, dims: Dims, bias: bool) -> None:
-        config = self.config
-        self.c_proj = build(config.linear_proj or config.linear, self.H * self.E, dims.n_embd, bias=bias)
-
-    def _project(self, y_BHTE):
-        B, _, T, _ = y_BHTE.shape
-        return self.c_proj(y_BHTE.transpose(1, 2).reshape(B, T, self.H * self.E))
+        self._build_rest(dims)
 
     def forward(self, x_BTC, position, start, cache=None):
         config, points = self.config, self.points
@@ -162,16 +112,10 @@ class HeadedAttention(Attention):
         q, k, v = points("q", q), points("k", k), points("v", v)
         if cache is not None:
             k, v = cache.extend(k, v, ordered=position.has_bias)
-        S = k.shape[2]
-        bias = position.bias(self.H, T, S, start, q) if position.has_bias else None
+        scoring = self._scoring(q, k.shape[2], scale, position, start)
         if self.H % self.K:
             k, v = k[:, self.group], v[:, self.group]
-        scoring = Scoring(
-            CausalMask(T, S, config.window), scale, self.dropout if self.training else 0.0, config.softcap, bias,
-            points if "scores" in points or "weights" in points else None,
-        )  # fmt: skip
-        y = points("heads", self.softmax.attend(q, k, v, scoring))
-        return points("output", self._project(y))
+        return self._output(self.softmax.attend(q, k, v, scoring))
 
     @staticmethod
     def heads(config, dims):
@@ -189,22 +133,16 @@ class HeadedAttention(Attention):
         def rounded(name, t):
             return declare_point(config.rounding, dims.rounding, g, name, t)
 
-        def normed(name, norm, t):
-            if norm is None:
-                return t
-            with g.at(name, slot="norm", kind=norm.kind):
-                return impl(norm).declare(norm, g, t, dims)
-
         x = rounded("input", x)
-        outs = []
-        for name, (linear, width) in config.projections(C).items():
-            with g.at(name, slot="linear", kind=linear.kind):
-                bias = dims.bias if config.bias_qkv is None else config.bias_qkv
-                outs.append(impl(linear).declare(linear, g, x, width, bias=bias))
+        bias = dims.bias if config.bias_qkv is None else config.bias_qkv
+        outs = [
+            cls._declare_part(g, name, linear, x, width, bias=bias)
+            for name, (linear, width) in config.projections(C).items()
+        ]
         shapes = ((B, H, T, D), (B, K, T, D), (B, K, T, E))
         q, k, v = (g.view(out, *s) for out, s in zip(outs * 3 if len(outs) == 1 else outs, shapes, strict=True))
-        q, k = normed("q_norm", config.qk_norm, q), normed("k_norm", config.qk_norm, k)
-        v = normed("v_norm", config.v_norm, v)
+        q, k = (cls._declare_part(g, f"{n}_norm", config.qk_norm, t, dims) for n, t in (("q", q), ("k", k)))
+        v = cls._declare_part(g, "v_norm", config.v_norm, v, dims)
         with g.at("position", slot="position", kind=position.kind):
             q, k = (impl(position).declare_rotate(position, g, t) for t in (q, k))
         if config.qk_scale == "learned":
@@ -220,36 +158,13 @@ class HeadedAttention(Attention):
             S = min(g.run.S, config.window or g.run.S)
             k = g.cached("k", B, K, S, D, bits=widths["k"])
             v = g.cached("v", B, K, S, E, bits=widths["v"])
-        with g.at("position", slot="position", kind=position.kind, root=True):
-            bias = impl(position).declare_bias(position, g, H, T, S)
         live = B * H * g.run.live_pairs(config.window)
         # Query heads that share a key head form one product, where every key head serves as many.
         size = {"batch": B * K, "m": H // K * T} if H % K == 0 else {"batch": B * H, "m": T}
         scores = g.matmul("qk", q, k, (B, H, T, S), **size, k=D, n=S, live=live, role="intermediate")
-        with g.at("softmax", slot="softmax", kind=config.softmax.kind):
-            if config.qk_scale == "fixed":
-                scores = g.pointwise("scale", scores, role="intermediate", mul=1)
-            if config.softcap is not None:
-                scores = g.pointwise("softcap", scores, role="intermediate", mul=2, tanh=1)
-            if bias is not None:
-                scores = g.pointwise("bias", scores, bias, role="intermediate", add=1)
-        scores = rounded("scores", scores)
-        with g.at("softmax", slot="softmax", kind=config.softmax.kind):
-            weights = impl(config.softmax).declare(config.softmax, g, scores, H)
-        weights = rounded("weights", weights)
-        if dims.dropout and g.run.stage == "train":
-            with g.at("softmax", slot="softmax", kind=config.softmax.kind):
-                weights = g.pointwise("dropout", weights, role="intermediate", compare=1, mul=1)
-        y = rounded("heads", g.matmul("av", weights, v, (B, H, T, E), **size, k=S, n=E))
-        bias_proj = dims.bias if config.bias_proj is None else config.bias_proj
-        return rounded("output", cls._declare_projection(config, g, y, C, bias_proj))
-
-    @staticmethod
-    def _declare_projection(config, g: Graph, y, C: int, bias: bool):
-        B, H, T, E = y.shape
-        linear = config.linear_proj or config.linear
-        with g.at("c_proj", slot="linear", kind=linear.kind):
-            return impl(linear).declare(linear, g, g.view(y, B, T, H * E), C, bias=bias)
+        weights = cls._declare_weights(config, g, scores, dims, position, scaled=config.qk_scale == "learned")
+        y = g.matmul("av", weights, v, (B, H, T, E), **size, k=S, n=E)
+        return cls._declare_output(config, g, y, dims)
 
 
 @register("attention", "causal")

@@ -1,7 +1,7 @@
 """Linear attention (arXiv 2006.16236): the exponential of softmax replaced by a product of positive features.
 
-Training multiplies the masked T x T products, as short blocks like it best; a decode step reads and updates two sums,
-however long the context is.
+Training cuts the sequence in chunks (arXiv 2312.06635, section 4, without its gate): masked products inside a chunk,
+sums over all chunks before it between them. A decode step reads and updates two sums, however long the context is.
 """
 
 from typing import Literal
@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from ..cache import StateCache
+from ..chunks import Chunks, cut, join
 from ..config import Dims, knob
 from ..ops import Graph
 from ..ops import Tensor as OpTensor
+from ..precision import wide
 from ..registry import KindConfig, Problem, build, impl, register, slot
-from ..softmax import wide
 from . import Attention
 
 
@@ -32,6 +33,7 @@ class LinearAttention(Attention):
             "elu_plus_one", "phi: elu(x) + 1, max(x, 0), or exp(x) over its sum in the head", flat=()
         )
         eps: float = knob(1e-6, "added to the sum over the keys", flat=(), gt=0)
+        chunk: int = knob(64, "tokens whose products are taken at once; longer texts pass on sums", flat=(), ge=1)
         linear: KindConfig = slot("linear", "linear", flat=("linear_variant_attn",))
 
         def widths(self, n_embd: int) -> tuple[int, int]:
@@ -54,37 +56,47 @@ class LinearAttention(Attention):
         if self.config.feature == "softmax":
             return torch.softmax(x, dim=-1)
         positive = F.relu(x)
-        return positive + x.clamp(max=0).exp() if self.config.feature == "elu_plus_one" else positive
+        return positive + (x - positive).exp() if self.config.feature == "elu_plus_one" else positive
 
     def forward(self, x_BTC, position, start, cache=None):
         B, T, _ = x_BTC.shape
         H, D, E = self.H, self.D, self.E
         qk, v = self.c_attn(x_BTC).split([2 * H * D, H * E], dim=-1)
-        q, k = self.features(qk.view(B, T, 2 * H, D)).transpose(1, 2).split(H, dim=1)
-        v = v.view(B, T, H, E).transpose(1, 2)
+        q, k = self.features(qk.view(B, T, 2 * H, D)).split(H, dim=2)
+        v = v.view(B, T, H, E)
         q = q / D  # a constant factor of both sums: fp16 holds a mean, no sum
         if cache is None:
-            y, total = self._parallel(q.to(v.dtype), k.to(v.dtype), v)
+            y, total = self._parallel(q, k, v)
         else:
             y, total = self._continue(q, k, wide(v), cache)
         y = (y / (total + self.config.eps)).to(x_BTC.dtype)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, H * E))
+        return self.c_proj(y.reshape(B, T, H * E))
 
-    @staticmethod
-    def _parallel(q_BHTD, k_BHTD, v_BHTE):
+    def _parallel(self, q_BTHD, k_BTHD, v_BTHE):
         """Both sums over the tokens of this piece."""
-        products = (q_BHTD @ k_BHTD.transpose(-2, -1)).tril()
-        return products @ v_BHTE, wide(products).sum(-1, keepdim=True)
+        q, k, v = (cut(t.to(v_BTHE.dtype), self.config.chunk).transpose(2, 3) for t in (q_BTHD, k_BTHD, v_BTHE))
+        products_BKHLL = (q @ k.mT).tril_()
+        y, total = products_BKHLL @ v, wide(products_BKHLL).sum(-1, keepdim=True)
+        if y.shape[1] > 1:
+            keys, values = k[:, :-1], v[:, :-1]
+            sums = torch.cat([wide(keys.mT @ values), wide(keys).sum(3).unsqueeze(-1)], dim=-1)
+            before = wide(q[:, 1:]) @ sums.cumsum(1)
+            earlier, earlier_total = F.pad(before, (0, 0, 0, 0, 0, 0, 1, 0)).split([v.shape[-1], 1], dim=-1)
+            y, total = y + earlier, total + earlier_total
+        T = q_BTHD.shape[1]
+        return join(y.transpose(2, 3), T), join(total.transpose(2, 3), T)
 
-    def _continue(self, q_BHTD, k_BHTD, v_BHTE, cache: StateCache):
+    def _continue(self, q_BTHD, k_BTHD, v_BTHE, cache: StateCache):
         """Both sums over everything seen."""
         state, keys = (wide(t) for t in cache.tensors())
-        later, later_keys = state + k_BHTD.transpose(-2, -1) @ v_BHTE, keys + k_BHTD.sum(2)
-        if q_BHTD.shape[2] == 1:
-            y, total = q_BHTD @ later, (q_BHTD * later_keys.unsqueeze(2)).sum(-1, keepdim=True)
+        q, k, v = (t.transpose(1, 2) for t in (q_BTHD, k_BTHD, v_BTHE))
+        later, later_keys = state + k.mT @ v, keys + k.sum(2)
+        if q.shape[2] == 1:
+            y, total = (q @ later).transpose(1, 2), (q_BTHD * later_keys.unsqueeze(1)).sum(-1, keepdim=True)
         else:
-            y, total = self._parallel(q_BHTD, k_BHTD, v_BHTE)
-            y, total = y + q_BHTD @ state, total + (q_BHTD * keys.unsqueeze(2)).sum(-1, keepdim=True)
+            y, total = self._parallel(q_BTHD, k_BTHD, v_BTHE)
+            y = y + (q @ state).transpose(1, 2)
+            total = total + (q_BTHD * keys.unsqueeze(1)).sum(-1, keepdim=True)
         cache.update(later, later_keys)
         return y, total
 
@@ -117,10 +129,7 @@ class LinearAttention(Attention):
             total = g.reduce("sum", g.pointwise("q_keys", q, keys, role="intermediate", mul=1), add=1)
             y = g.matmul("q_state", q, state, (B, H, T, E), batch=B * H, m=T, k=D, n=E)
         else:
-            live = B * H * g.run.live_pairs()
-            products = g.matmul("qk", q, k, (B, H, T, T), batch=B * H, m=T, k=D, n=T, live=live, role="intermediate")
-            total = g.reduce("sum", products, add=1)
-            y = g.matmul("av", products, v, (B, H, T, E), batch=B * H, m=T, k=T, n=E)
+            y, total = cls._declare_chunks(g, Chunks(T, config.chunk), q, k, v)
             state = g.tensor("state", B, H, D, E, role="intermediate")
             keys = g.tensor("keys", B, H, D, role="intermediate")
         if g.run.stage != "train":
@@ -130,3 +139,25 @@ class LinearAttention(Attention):
         y = g.pointwise("normalise", y, total, mul=1)
         with g.at("c_proj", slot="linear", kind=config.linear.kind):
             return impl(config.linear).declare(config.linear, g, g.view(y, B, T, H * E), C, bias=dims.bias)
+
+    @staticmethod
+    def _declare_chunks(g, chunks, q, k, v):
+        """Products are of whole chunks; of the last one only `live` elements are needed."""
+        (B, H, T, D), E, K, L = q.shape, v.shape[-1], chunks.count, chunks.L
+        size = {"batch": B * K * H, "m": L, "live": B * H * chunks.live_pairs, "role": "intermediate"}
+        products = g.matmul("qk", q, k, (B, K, H, L, L), **size, k=D, n=L)
+        total = g.reduce("sum", products, add=1)
+        y = g.matmul("av", products, v, (B, H, T, E), batch=B * K * H, m=L, k=L, n=E)
+        if K == 1:
+            return y, total
+        J = K - 1
+        outer = g.matmul("kv", k, v, (B, J, H, D, E), batch=B * J * H, m=D, k=L, n=E, role="intermediate")
+        keys = g.reduce("chunk_keys", g.view(k, B, J, H, D, L), add=1)
+        states = g.pointwise("add_states", outer, role="intermediate", add=1)
+        keys = g.pointwise("add_keys", keys, role="intermediate", add=1)
+        states = g.view(states, B, J, H, D, E + 1)  # the sums of keys are its last column
+        queries = g.tensor("later_q", B, J, H, L, D, live=B * chunks.later * H * D)
+        earlier = g.matmul("q_state", queries, states, (B, J, H, L, E + 1), batch=B * J * H, m=L, k=D, n=E + 1)
+        earlier, part = (g.view(t, B, H, chunks.later, E + 1) for t in (earlier, y))
+        both = g.pointwise("add_earlier", earlier, part, g.view(total, B, H, chunks.later), add=1)
+        return g.view(both, B, H, T, E), g.view(both, B, H, T, 1)

@@ -4,10 +4,12 @@ gptcore config show CONFIG [key=value ...]   the resolved configuration and its 
 gptcore config diff A B                      every setting that differs
 gptcore config schema                        JSON schema of the file format (for editors)
 gptcore config flat                          flat names and what they stand for
+gptcore config flags [NAME ...]              flags of the classic fork: what each means here, or why it is refused
 """
 
 import json
 import sys
+from pathlib import Path
 
 from ..errors import UserError
 
@@ -16,10 +18,11 @@ TAKES_CONFIG = True
 
 def add_arguments(parser) -> None:
     parser.add_argument("--json", action="store_true", help="show: print JSON instead of YAML")
+    parser.add_argument("--markdown", metavar="FILE", help="flags: write the whole list into FILE instead")
 
 
 def run(args) -> int:
-    actions = {"show": _show, "diff": _diff, "schema": _schema, "flat": _flat}
+    actions = {"show": _show, "diff": _diff, "schema": _schema, "flat": _flat, "flags": _flags}
     if args.config not in actions:
         raise UserError(f"expected one of {', '.join(actions)}, not {args.config!r}\n{__doc__}")
     return actions[args.config](args)
@@ -66,6 +69,7 @@ def _schema(args) -> int:
 
 def file_schema() -> dict:
     """JSON schema of a configuration file: the sections, `base`, flat names, and kinds by their bare names."""
+    from ..analysis.classic_table import rows
     from ..config import Config
     from ..flat import all_switches, flat_names
 
@@ -74,8 +78,10 @@ def file_schema() -> dict:
     for name, target in flat_names().items():
         schema["properties"].setdefault(name, {"description": " or ".join(".".join(path) for path in target.paths)})
     for name, switch in all_switches().items():
-        meaning = f"{'.'.join(switch.path)}: {switch.on or 'default'} or {switch.off or 'not'}"
+        paths = " or ".join(".".join(path) for path in switch.paths)
+        meaning = f"{paths}: {switch.on or 'default'} or {switch.off or 'not'}"
         schema["properties"][name] = {"type": "boolean", "description": meaning}
+    schema["properties"] |= {row.flag: {"description": row.meaning} for row in rows() if row.kind == "other"}
     return schema
 
 
@@ -87,5 +93,25 @@ def _flat(args) -> int:
     for name, switch in sorted(all_switches().items()):
         states = (("true", switch.on), ("false", switch.off))
         meaning = " / ".join(f"{state}: {value}" for state, value in states if value)
-        print(f"--{name:35} {'.'.join(switch.path)} ({meaning})")
+        print(f"--{name:35} {', '.join('.'.join(path) for path in switch.paths)} ({meaning})")
+    return 0
+
+
+def _flags(args) -> int:
+    from ..analysis.classic_table import markdown, rows
+    from ..files import write_atomically
+    from ..registry import nearest
+
+    if args.markdown:
+        write_atomically(Path(args.markdown), markdown().encode())
+        print(f"written: {args.markdown}")
+        return 0
+    names = [name.lstrip("-") for name in args.overrides]
+    found = rows()
+    for name in names:
+        if not any(name in row.flag for row in found):
+            raise UserError(f"no flag of the classic fork has {name!r} in it{nearest(name, [r.flag for r in found])}")
+    for row in found:
+        if not names or any(name in row.flag for name in names):
+            print(row)
     return 0

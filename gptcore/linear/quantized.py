@@ -5,7 +5,7 @@ Jacob et al., arXiv 1712.05877; the gradient passes straight through the roundin
 
 from typing import Literal
 
-from ..config import knob
+from ..config import QUANT_METHODS, knob
 from ..quantize import quantize
 from ..registry import KindConfig, register
 from .rounded import RoundedLinear, declare_rounded
@@ -15,11 +15,14 @@ from .rounded import RoundedLinear, declare_rounded
 class Quantized(RoundedLinear):
     """x W'^T + b, W' = s (round(W / s + z) - z), s and z of the whole matrix or of each output."""
 
+    classic = ("quantized_linear",)
+
     class Config(KindConfig):
         bits: int = knob(8, "bits of a weight", flat=("quantize_linear_bits",), ge=2, le=8)
         method: Literal["symmetric", "affine"] = knob(
-            "symmetric", "codes around zero, or between the extremes", flat=("quantize_linear_method",)
-        )
+            "symmetric", "codes around zero, or between the extremes", flat=("quantize_linear_method",),
+            values=QUANT_METHODS,
+        )  # fmt: skip
         per: Literal["tensor", "channel"] = knob("tensor", "one range for the matrix, or one an output", flat=())
 
     def round_weight(self, weight):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..ops import Graph
 from ..ops import Tensor as OpTensor
+from ..precision import wide
 from ..quantize import fake_quantize, straight_through
 from .linear import Dense
 
@@ -27,8 +28,7 @@ class RoundedLinear(Dense):
 
     def weight_in_use(self) -> Tensor:
         with torch.no_grad():
-            half = self.weight.dtype in (torch.float16, torch.bfloat16)
-            rounded = self.round_weight(self.weight.float() if half else self.weight).to(self.weight.dtype)
+            rounded = self.round_weight(wide(self.weight)).to(self.weight.dtype)
         return straight_through(self.weight, rounded, self.strength.to(self.weight.dtype))
 
     def forward(self, x):

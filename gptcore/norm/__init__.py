@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..config import Dims
@@ -26,8 +25,3 @@ class Norm(nn.Module):
     def declare(config: KindConfig, g: Graph, x: OpTensor, dims: Dims) -> OpTensor:
         """Records one normalisation of the last dimension of `x`."""
         raise NotImplementedError
-
-
-def at_least_float(x: Tensor) -> Tensor:
-    """Squares and sums of half precision need more range and digits than they have."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

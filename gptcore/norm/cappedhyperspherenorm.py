@@ -5,6 +5,7 @@ import math
 import torch
 
 from ..config import knob
+from ..precision import wide_type
 from ..registry import KindConfig, register
 from . import Norm
 
@@ -21,8 +22,7 @@ class CappedHyperSphereNorm(Norm):
         self.radius = config.radius or math.sqrt(width)
 
     def forward(self, x):
-        wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide_type(x.dtype))
         return (x * (self.radius / length.clamp_min(self.radius))).to(x.dtype)
 
     @staticmethod

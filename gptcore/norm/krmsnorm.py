@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from ..config import knob
+from ..precision import wide
 from ..registry import KindConfig, register
-from . import Norm, at_least_float
+from . import Norm
 
 LARGEST_CODE = {"int8": 2**7 - 1, "int16": 2**15 - 1}
 SELECTION_SEED = 0  # one choice for all layers and runs, so that it need not be stored
@@ -50,7 +51,7 @@ class KRMSNorm(Norm):
         return torch.round(x / step) * step
 
     def forward(self, x):
-        part = at_least_float(self._select(x))
+        part = wide(self._select(x))
         if self.config.quantize != "none":
             part = part + (self._rounded(part) - part).detach()
         scale = torch.rsqrt(part.square().mean(-1, keepdim=True) + self.config.eps)

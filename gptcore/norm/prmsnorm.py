@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from ..config import knob
+from ..precision import wide
 from ..registry import KindConfig, register
-from . import Norm, at_least_float
+from . import Norm
 
 
 @register("norm", "prmsnorm")
@@ -27,7 +28,7 @@ class PartialRMSNorm(Norm):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x):
-        square = at_least_float(x[..., : self.measured]).square().mean(-1, keepdim=True)
+        square = wide(x[..., : self.measured]).square().mean(-1, keepdim=True)
         return (x * torch.rsqrt(square + self.config.eps) * self.weight).to(x.dtype)
 
     @staticmethod

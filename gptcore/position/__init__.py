@@ -4,10 +4,9 @@ A kind may act at three places, each of which does nothing by default: on the em
 keys (`rotate`), and on the scores (`bias`). `acts_on` names them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from ..config import Dims, Heads
@@ -27,10 +26,15 @@ class Position(nn.Module):
         self.has_bias = "bias" in self.acts_on(config)
 
     @classmethod
-    def acts_on(cls, config: KindConfig) -> set[Place]:
-        """Where the kind does something; by default where it overrides a method."""
+    def places(cls) -> set[Place]:
+        """Where the kind may do something: wherever it overrides a method."""
         methods: dict[Place, str] = {"embedding": "embed", "rotation": "rotate", "bias": "bias"}
         return {place for place, name in methods.items() if getattr(cls, name) is not getattr(Position, name)}
+
+    @classmethod
+    def acts_on(cls, config: KindConfig) -> set[Place]:
+        """Where it does so as configured."""
+        return cls.places()
 
     def at(self, layer: int) -> "Position":
         """What layer number `layer` uses: itself, unless a kind has parameters for every layer."""
@@ -71,9 +75,9 @@ class Position(nn.Module):
         return None
 
 
-def widest(dtype: torch.dtype) -> torch.dtype:
-    """At least fp32: half precision cannot count the positions of a long context."""
-    return torch.promote_types(dtype, torch.float32)
+def nowhere_but(place: Place) -> Callable[[type[Position]], bool]:
+    """Whether a kind does nothing outside of `place`."""
+    return lambda cls: cls.places() <= {place}
 
 
 def causal_pairs(T: int, S: int) -> int:

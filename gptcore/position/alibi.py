@@ -2,8 +2,9 @@
 
 import torch
 
+from ..precision import wide_type
 from ..registry import register
-from . import Position, causal_pairs, widest
+from . import Position, causal_pairs
 
 
 def slopes(heads: int) -> list[float]:
@@ -24,7 +25,7 @@ class ALiBi(Position):
             self.register_buffer(f"slopes_{count}", torch.tensor(slopes(count)), persistent=False)
 
     def bias(self, heads, T, S, start, like):
-        wide = widest(like.dtype)
+        wide = wide_type(like.dtype)  # half precision cannot count the positions of a long context
         slopes_H11 = getattr(self, f"slopes_{heads}").to(wide).view(-1, 1, 1)
         key = torch.arange(S, device=like.device, dtype=wide)
         return (slopes_H11 * (key - key[S - T :, None])).to(like.dtype)

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..config import knob
+from ..precision import wide_type
 from ..registry import KindConfig, register
-from . import Position, causal_pairs, widest
+from . import Position, causal_pairs
 
 # psi(i) is divided by: a floor for values of c or L that training may come to.
 SMALLEST = 1e-6
@@ -76,7 +77,7 @@ class FIRE(Position):
         return self.layers[layer] if self.config.per == "layer" else self
 
     def bias(self, heads, T, S, start, like):
-        key = torch.arange(S, device=like.device, dtype=widest(like.dtype))
+        key = torch.arange(S, device=like.device, dtype=wide_type(like.dtype))
         query_T1 = key[S - T :, None]
         distance_TS = (query_T1 - key).clamp_min(0)  # keys ahead are masked later, their logarithms must exist
         return self.curves[str(heads)](distance_TS, query_T1 + (start + T - S)).to(like.dtype)

@@ -3,6 +3,7 @@
 import torch
 
 from ..config import knob
+from ..precision import wide
 from ..registry import register
 from . import ScaleConfig, ScaledResidual
 
@@ -17,8 +18,7 @@ class Slerp(ScaledResidual):
         scale: float = knob(0.5, "alpha, the fraction of the angle", flat=("residual_scale",))
 
     def forward(self, x_BTC, y_BTC):
-        dtype = x_BTC.dtype
-        x, y = (t.float() if dtype in (torch.float16, torch.bfloat16) else t for t in (x_BTC, y_BTC))
+        x, y = wide(x_BTC), wide(y_BTC)
         alpha = self.factor(x)
         tiny = torch.finfo(x.dtype).eps
         long_x, long_y = (t.square().sum(-1, keepdim=True).add(tiny**2).sqrt() for t in (x, y))
@@ -27,7 +27,7 @@ class Slerp(ScaledResidual):
         angle = torch.acos(cosine)
         near, far = torch.sin((1 - alpha) * angle), torch.sin(alpha * angle)
         length = torch.lerp(long_x, long_y, torch.as_tensor(alpha, dtype=x.dtype, device=x.device))
-        return ((near * u + far * v) * (length / torch.sin(angle))).to(dtype)
+        return ((near * u + far * v) * (length / torch.sin(angle))).to(x_BTC.dtype)
 
     @classmethod
     def declare(cls, config, g, name, x, y, dims):

@@ -16,6 +16,7 @@ from ..config import Dims, knob
 from ..masking import CausalMask
 from ..ops import Graph
 from ..ops import Tensor as OpTensor
+from ..precision import wide
 from ..quantize import Points
 from ..registry import KindConfig
 
@@ -100,11 +101,6 @@ def fused_attention(q, k, v, scoring: Scoring, temperature: float = 1.0) -> Tens
 
 # Far below any score, and finite: rows without a live key stay free of NaN until they are cleared.
 MASKED = -1e30
-
-
-def wide(scores: Tensor) -> Tensor:
-    """The scores in at least fp32."""
-    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
 
 
 def live_count(live: Tensor, scores: Tensor) -> Tensor:

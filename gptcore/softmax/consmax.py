@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from kernels.consmax import consmax_attention
 
 from ..config import knob
+from ..precision import wide
 from ..registry import KindConfig, register
-from . import Softmax, wide
+from . import Softmax
 
 
 class ConstantsConfig(KindConfig):
@@ -21,7 +22,9 @@ class ConstantsConfig(KindConfig):
 
     initial_beta: float = knob(2.5, "initial value of beta", flat=("consmax_initial_beta",))
     initial_gamma: float = knob(100.0, "initial value of gamma", flat=("consmax_initial_gamma",), gt=0)
-    base: Literal["e", "2"] = knob("e", "base of the exponential", flat=("consmax_base",))
+    base: Literal["e", "2"] = knob(
+        "e", "base of the exponential", flat=("consmax_base",), values={"2": "2", "2.0": "2"}
+    )
 
 
 class Constants(Softmax):

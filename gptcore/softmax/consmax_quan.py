@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from ..config import knob
+from ..precision import wide
 from ..registry import register
-from . import Softmax, wide
+from . import Softmax
 from .consmax import ConstantsConfig
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..config import knob
+from ..precision import wide
 from ..registry import KindConfig, Problem, register
-from . import Softmax, live_count, wide
+from . import Softmax, live_count
 
 LOWEST_SUM = 1e-30  # a row whose curve is 0 everywhere weighs nothing; its inverse must not overflow a gradient
 
@@ -21,6 +22,8 @@ LOWEST_SUM = 1e-30  # a row whose curve is 0 everywhere weighs nothing; its inve
 @register("softmax", "pfla")
 class PiecewiseLearned(Softmax):
     """curve(s) / (sum curve(s) + obo), curve^(1/2) learned at knots; linear between them, or a line squared."""
+
+    classic = ("pfla_softmax",)
 
     class Config(KindConfig):
         num_points: int = knob(30, "knots inside the bounds", flat=("pfla_softmax_num_points",), ge=1)

@@ -5,8 +5,9 @@ from typing import Literal
 import torch
 
 from ..config import knob
+from ..precision import wide
 from ..registry import KindConfig, register
-from . import Softmax, live_count, wide
+from . import Softmax, live_count
 
 
 @register("softmax", "sigmoidmax")

@@ -5,8 +5,9 @@ import math
 import torch.nn.functional as F
 
 from ..config import knob
+from ..precision import wide
 from ..registry import register
-from . import Normalised, NormalisedConfig, wide
+from . import Normalised, NormalisedConfig
 
 
 @register("softmax", "sigsoftmax")

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ..config import knob
+from ..precision import wide
 from ..registry import register
-from . import Normalised, NormalisedConfig, fused_attention, wide
+from . import Normalised, NormalisedConfig, fused_attention
 
 # Without the maximum exponents saturate here, so that neither a power nor a sum of 2^27 of them leaves fp32.
 HIGHEST = 100.0

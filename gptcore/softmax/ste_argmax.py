@@ -2,8 +2,9 @@
 
 import torch
 
+from ..precision import wide
 from ..registry import register
-from . import MASKED, Softmax, wide
+from . import MASKED, Softmax
 
 
 class _StraightThroughArgmax(torch.autograd.Function):
@@ -27,6 +28,8 @@ class StraightThroughArgmax(Softmax):
 
     Equal scores share: which key comes first is an accident of the cache, and coarse scores are often equal.
     """
+
+    classic = ("ste_argmax_softmax",)
 
     def weights(self, scores_BHTS, live_TS):
         return _StraightThroughArgmax.apply(wide(scores_BHTS), live_TS)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from ..config import knob
+from ..precision import wide
 from ..registry import KindConfig, Problem, register
-from . import MASKED, Softmax, live_count, wide
+from . import MASKED, Softmax, live_count
 
 # Natural exponents saturate here when no true maximum bounds them: e^80 times 2^11 keys still fits fp32.
 HIGHEST = 80.0

@@ -22,12 +22,12 @@ def config_for(slot: str, kind: str) -> GPTConfig:
     values = dict(SMALL)
     for name, info in GPTConfig.model_fields.items():
         found = slot_of(info)
-        if found and found.name == slot:
+        if found and found.name == slot and kind in found.choices():
             values[name] = {**(values.get(name, {}) if kind == "causal" else {}), "kind": kind}
     for parent in ("attention", "mlp", "block"):
         for name, info in kinds(parent)[_kind(values, parent)].Config.model_fields.items():
             found = slot_of(info)
-            if found and found.name == slot:
+            if found and found.name == slot and kind in found.choices():
                 values[parent] = {**values.get(parent, {}), name: {"kind": kind}}
     refused = {path[0] for path, _ in GPTConfig.model_validate(values).problems()}
     return GPTConfig.model_validate({name: value for name, value in values.items() if name not in refused})
@@ -46,6 +46,9 @@ SIZES = {
     # Rounded places have tests of their own: a value on the edge of two codes may fall to either side in another pass.
     **dict.fromkeys(("input", "q", "k", "scores", "weights", "v", "heads", "output"), [None]),
     "activation_input": [None], "activation_output": [None], "every": [None, None, None],
+    "activation_bits": [None], "quantize": ["none"],
+    "kv_latent": [None, 9], "q_latent": [None, 10], "nope_width": [None, 5], "rope_width": [None, 2, 4],
+    "chunk": [4, 5, 64],  # several in a sequence, the last one whole or in part
     "threshold": [0.001, 0.01],  # a dead zone wider than what a fresh model computes leaves nothing to test
     "attention_symmetric": [False, True], "mlp_symmetric": [False, True],
 }  # fmt: skip
@@ -58,30 +61,34 @@ def _draw(rng: random.Random, cls: type[Strict]) -> dict:
         default = info.get_default(call_default_factory=True)
         if name == "kind":
             values[name] = default
-        elif name in SIZES:
+        elif name in SIZES and (None not in SIZES[name] or type(None) in typing.get_args(info.annotation)):
             values[name] = rng.choice(SIZES[name])
         elif slot:
             if slot.default is None and rng.random() < 0.7:  # an optional slot is mostly empty
                 continue
-            kind = rng.choice(sorted(kinds(slot.name)))
-            values[name] = _draw(rng, kinds(slot.name)[kind].Config)
+            choices = slot.choices()
+            values[name] = _draw(rng, choices[rng.choice(sorted(choices))].Config)
         elif isinstance(info.annotation, type) and issubclass(info.annotation, Strict):
             values[name] = _draw(rng, info.annotation)
         else:
-            values[name] = rng.choice(_candidates(info.annotation, default))
+            values[name] = rng.choice(_candidates(info, default))
     return values
 
 
-def _candidates(annotation, default) -> list:
-    options = typing.get_args(annotation)
+def _candidates(info, default) -> list:
+    annotation, options = info.annotation, typing.get_args(info.annotation)
     if typing.get_origin(annotation) is typing.Literal:
         return list(options)
     if annotation is bool:
         return [True, False]
+    bounds = [getattr(m, name, 1) for m in info.metadata for name in ("ge", "multiple_of")]
+    least = max([1, *bounds])
     if isinstance(annotation, types.UnionType) and type(None) in options:
-        return [None, 1 if int in options else 1.5]
+        choices = next((typing.get_args(o) for o in options if typing.get_origin(o) is typing.Literal), None)
+        some = default or (least if int in options else 1.5)
+        return [None, *(choices or ([True, False] if bool in options else [some]))]
     if isinstance(default, int):
-        return [default, max(1, default // 2)]
+        return [default, max(least, default // 2)]
     return [default, default * 1.5] if isinstance(default, float) else [default]
 
 
