@@ -1,13 +1,19 @@
 """What a configuration costs in hardware.
 
   gptcore ppa report CONFIG [options] [key.path=value | --flat_name=value ...]
+  gptcore ppa calibrate --liberty FILE [--ops NAME ...] [--jobs N] [--out FILE]
 
-CONFIG is a configuration file, or the folder of a run. The report counts parameters, matrix FLOPs, primitive
+report: CONFIG is a configuration file, or the folder of a run. The report counts parameters, matrix FLOPs, primitive
 operations and bytes of prefill, decode and a training step, and checks them against the module itself. It goes to the
 terminal and, as report.json, report.md and ops.csv, into a folder. Exit code 1 if a check fails.
+
+calibrate: synthesises the hardware operators of ppa/rtl on a cell library (liberty format, plain or xz) with pyosys
+(pip install 'gptcore[synth]'), holds each gate by gate against its model, and writes area, delay and energy to
+ppa/calibration/<library>.json. Reports need neither. A run that was stopped goes on where it was.
 """
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,17 +29,28 @@ _ROLES = ("weight", "activation", "kv")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "gptcore ppa report CONFIG [options] [key.path=value | --flat_name=value ...]"
+    parser.usage = (
+        "gptcore ppa report CONFIG [options] [key.path=value | --flat_name=value ...]\n"
+        "       gptcore ppa calibrate --liberty FILE [--ops NAME ...] [--jobs N] [--out FILE]"
+    )
     parser.add_argument("--hardware", metavar="NAME", help="price for this machine (a file of ppa/hardware)")
     parser.add_argument("--seq_len", type=int, metavar="N", help="tokens of prefill and training; default block_size")
     parser.add_argument("--context", type=int, metavar="N", help="tokens a decode step sees; default block_size")
     parser.add_argument("--batch_size", type=int, default=1, metavar="N", help="sequences; default 1")
     parser.add_argument("--bits", metavar="SPEC", help="widths: 8 for all, or weight=4,kv=8; default model.bits")
     parser.add_argument("-o", "--output", metavar="DIR", help="default out/ppa/<config name>-<identity>")
+    calibration = parser.add_argument_group("calibrate")
+    calibration.add_argument("--liberty", metavar="FILE", help="cell library, plain or xz")
+    calibration.add_argument("--ops", nargs="+", metavar="NAME", help="operators; default all")
+    calibration.add_argument("--jobs", type=int, metavar="N", help="operators at a time; default one a core")
+    calibration.add_argument("--out", metavar="FILE", help="default ppa/calibration/<library>.json")
 
 
 def run(args: argparse.Namespace) -> int:
-    actions: dict[str | None, Callable[[argparse.Namespace], int]] = {"report": _report}
+    actions: dict[str | None, Callable[[argparse.Namespace], int]] = {
+        "report": _report,
+        "calibrate": _calibrate,
+    }
     if args.config not in actions:
         raise UserError(f"expected one of {', '.join(map(str, actions))}, not {args.config!r}\n{__doc__}")
     return actions[args.config](args)
@@ -60,6 +77,26 @@ def _report(args: argparse.Namespace) -> int:
             f"{len(failed)} check{'s' if len(failed) > 1 else ''} failed: {', '.join(failed)}. The declaration of a "
             "kind and its module disagree, so these counts are wrong; see the checks above"
         )
+    return 0
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from .synth.calibrate import calibrate
+
+    if args.overrides:
+        raise UserError(f"calibrate does not take {' '.join(args.overrides)}\n{__doc__}")
+    if not args.liberty:
+        raise UserError(
+            "calibrate needs --liberty FILE. A free library to try: apt-get install qflow-tech-osu018, then\n"
+            "  gptcore ppa calibrate --liberty /usr/share/qflow/tech/osu018/osu018_stdcells.lib"
+        )
+    if args.jobs is not None and args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: expected at least 1")
+    path = calibrate(
+        Path(args.liberty), operators=args.ops, jobs=args.jobs or os.cpu_count() or 1,
+        out=Path(args.out) if args.out else None,
+    )  # fmt: skip
+    print(f"written: {path}")
     return 0
 
 

@@ -4,6 +4,8 @@ Every kind is declared alone, with its default knobs, at one size: width 64, 4 h
 table says of operations and parameters is what the contract tests hold against the modules.
 """
 
+import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,13 @@ def _state(slot: str, cls: Any) -> str:
     return f"{(sizes[1] - sizes[0]) / (TOKENS - TOKENS // 2):.4g} values a token"
 
 
+@cache
+def _calibrated() -> set[str]:
+    """Names of all operators with a price in some cell library; they begin with the kind that they compute."""
+    folder = Path(kernels.__path__[0]).parent / "ppa" / "calibration"
+    return {name for file in folder.glob("*.json") for name in json.loads(file.read_text())["operators"]}
+
+
 def _row(slot: str, name: str, cls: Any) -> str:
     g = _declared(slot, cls)
     elements = _elements(slot, cls, g)
@@ -103,7 +112,7 @@ def _row(slot: str, name: str, cls: Any) -> str:
     fused = (Path(kernels.__path__[0]) / f"{name}.py").is_file() or (
         slot == "softmax" and cls.attend is not Softmax.attend
     )
-    silicon = (Path(kernels.__path__[0]).parent / "ppa" / "rtl" / f"{name}.sv").is_file()
+    silicon = any(operator == name or operator.startswith(name + "_") for operator in _calibrated())
     formula = (cls.__doc__ or "").strip().splitlines()[0].replace("|", "\\|")
     cells = [
         f"`{name}`", formula, f"{sum(w.numel for w in g.weights().values()):,}", shown or "none",
@@ -124,7 +133,7 @@ def markdown() -> str:
         "block counts what is inside it. MAC: multiply-accumulates of matrix products, masked pairs included. Row "
         "reduction: a whole row must be seen before its first result. Decode state: what is kept between tokens of one "
         "sequence in one layer; every kind decodes token by token to the same result as the full pass. Fused form: a "
-        "path that does not compute operation by operation. Silicon: an operator in RTL exists.",
+        "path that does not compute operation by operation. Silicon: a synthesised and priced operator computes it.",
     ]
     for slot in SLOTS:
         rows = [_row(slot, name, cls) for name, cls in kinds(slot).items()]

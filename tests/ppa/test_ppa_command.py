@@ -128,4 +128,5 @@ def test_options_are_frozen():
     options = {option for action in build_parser("ppa")._actions for option in action.option_strings}
     assert options == {
         "-h", "--help", "--hardware", "--seq_len", "--context", "--batch_size", "--bits", "-o", "--output",
+        "--liberty", "--ops", "--jobs", "--out",
     }  # fmt: skip
