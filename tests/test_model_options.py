@@ -82,6 +82,16 @@ def test_soft_cap_and_learned_scale_and_normalised_queries():
     close(module(x, POSITION, 0), plain_attention(module, x, 4, range(4), norm=rms, scale=module.scale))
 
 
+@pytest.mark.parametrize(
+    "norm, length", [("rmsnorm", 6), ("layernorm", 6), ({"kind": "hyperspherenorm", "radius": 1.0}, 1)], ids=str
+)
+def test_learned_scale_begins_with_cosines(norm, length):
+    """Whatever length the norm leaves, the first score of two equal directions is log2(T^2 - T)."""
+    knobs = {"n_head": 4, "qk_norm": norm, "qk_scale": "learned"}
+    module = build(lookup("attention", "causal").Config.model_validate(knobs), DIMS)
+    torch.testing.assert_close(module.scale * length, torch.full_like(module.scale, math.log2(16 * 16 - 16)))
+
+
 def test_separate_projections_compute_what_the_fused_one_does():
     fused, apart = attention(), attention(linear_q="linear")
     with torch.no_grad():

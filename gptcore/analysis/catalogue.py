@@ -9,14 +9,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import kernels
-
 from ..config import Dims, Heads, LayerConfig
 from ..ops import Graph, Pass, Reduce
 from ..registry import SLOTS, KindConfig, kinds, lookup
 from ..softmax import Softmax
 
 WIDTH, HEADS, TOKENS = 64, 4, 64
+PACKAGES = Path(__file__).parents[2]
 _HEAD = (
     "| kind | formula | parameters | primitives per element | row reduction | decode state | fused form | silicon |\n"
     "|---|---|---|---|---|---|---|---|"
@@ -94,8 +93,11 @@ def _state(slot: str, cls: Any) -> str:
 @cache
 def _calibrated() -> set[str]:
     """Names of all operators with a price in some cell library; they begin with the kind that they compute."""
-    folder = Path(kernels.__path__[0]).parent / "ppa" / "calibration"
-    return {name for file in folder.glob("*.json") for name in json.loads(file.read_text())["operators"]}
+    return {
+        name
+        for file in (PACKAGES / "ppa" / "calibration").glob("*.json")
+        for name in json.loads(file.read_text())["operators"]
+    }
 
 
 def _row(slot: str, name: str, cls: Any) -> str:
@@ -109,9 +111,7 @@ def _row(slot: str, name: str, cls: Any) -> str:
     macs = sum(op.macs for op in g.ops)
     if macs:
         shown = ", ".join(filter(None, [f"MAC {macs / elements:.4g}", shown]))
-    fused = (Path(kernels.__path__[0]) / f"{name}.py").is_file() or (
-        slot == "softmax" and cls.attend is not Softmax.attend
-    )
+    fused = (PACKAGES / "kernels" / f"{name}.py").is_file() or (slot == "softmax" and cls.attend is not Softmax.attend)
     silicon = any(operator == name or operator.startswith(name + "_") for operator in _calibrated())
     formula = (cls.__doc__ or "").strip().splitlines()[0].replace("|", "\\|")
     cells = [

@@ -83,9 +83,11 @@ class HeadedAttention(ScoredAttention):
         if config.v_norm is not None:
             self.v_norm = build(config.v_norm, self.E, dims)
         if config.qk_scale == "learned":
-            # Where queries and keys are unit vectors, log2(T^2 - T) lets a score win over T others (eq. 4 there).
+            # log2(T^2 - T) times a cosine lets a score win over T others (eq. 4 there); products hold lengths, too.
             size = max(dims.block_size, 2)
-            initial = 1 / math.sqrt(self.D) if config.qk_norm is None else math.log2(size * size - size)
+            initial = 1 / math.sqrt(self.D)
+            if config.qk_norm is not None:
+                initial = math.log2(size * size - size) / _squared_length(config.qk_norm, self.D, dims)
             self.scale = nn.Parameter(torch.full((self.H,), initial))
         if self.H % self.K:
             self.register_buffer("group", torch.arange(self.H) * self.K // self.H, persistent=False)
@@ -165,6 +167,13 @@ class HeadedAttention(ScoredAttention):
         weights = cls._declare_weights(config, g, scores, dims, position, scaled=config.qk_scale == "learned")
         y = g.matmul("av", weights, v, (B, H, T, E), **size, k=S, n=E)
         return cls._declare_output(config, g, y, dims)
+
+
+def _squared_length(norm: KindConfig, width: int, dims: Dims) -> float:
+    """Of what a fresh norm makes of a vector: 1 or `width`, for most."""
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.no_grad():
+        signs = 1.0 - 2.0 * (torch.arange(width) % 2)
+        return build(norm, width, dims)(signs).square().sum().item() or 1.0
 
 
 @register("attention", "causal")

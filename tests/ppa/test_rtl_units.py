@@ -285,9 +285,9 @@ def test_systolic_tile_multiplies_matrices():
 MAPPED = ["gelu_lut256", "tanh_pwl16", "squared_relu_int8", "divider_uint16_x4", "relumax_int8", "sigmoidmax_int8"]
 
 
+@tiny_library.needs_pyosys
 @pytest.mark.parametrize("name", MAPPED)
 def test_mapped_circuit_equals_its_model(name, tmp_path, monkeypatch):
-    pytest.importorskip("pyosys", reason="pyosys is not installed (extra synth)")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path, library = tiny_library.write(tmp_path)
     done = flow.synthesise(rtl.make(name), library, path)

@@ -1,6 +1,7 @@
 """The committed calibrations: complete, of this RTL, and the same again where pyosys and the cell libraries are."""
 
 import csv
+import importlib.util
 import json
 from pathlib import Path
 
@@ -14,7 +15,8 @@ REFERENCE = Path(__file__).parents[3] / "shared"
 
 def slim(name):
     path = REFERENCE / "liberty" / f"slim_{name}.lib.xz"
-    pytest.importorskip("pyosys", reason="pyosys is not installed (extra synth)")
+    if importlib.util.find_spec("pyosys") is None:  # not imported: see tiny_library
+        pytest.skip("pyosys is not installed (extra synth)")
     if not path.is_file():
         pytest.skip(f"the cell library {path.name} is not here")
     return path

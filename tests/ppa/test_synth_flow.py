@@ -16,7 +16,7 @@ from ppa.rtl.mac_int import MacInt
 from ppa.rtl.relu import Relu
 from ppa.synth import calibrate, flow, liberty, netlist
 
-pytest.importorskip("pyosys", reason="pyosys is not installed (extra synth)")
+pytestmark = tiny_library.needs_pyosys
 
 
 @pytest.fixture
