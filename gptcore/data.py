@@ -236,3 +236,8 @@ class Prefetcher:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def tokens_of(meta: dict[str, Any] | None) -> dict[str, Any]:
+    """What identifies the tokens of a data set: vocabulary, and sizes and checksums of the files where recorded."""
+    return {key: (meta or {}).get(key) for key in ("tokenizer", "vocab_size", "stoi", "files")}

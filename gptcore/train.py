@@ -16,7 +16,7 @@ import torch
 
 from .checkpoint import Restored, save
 from .config import Config, identity
-from .data import Dataset, Prefetcher, eval_batches, find_dataset, open_dataset, train_batch
+from .data import Dataset, Prefetcher, eval_batches, find_dataset, open_dataset, tokens_of, train_batch
 from .distill import distilling, load_teacher
 from .distributed import Parallel, World, world
 from .errors import CheckpointError, RunError, UserError
@@ -141,7 +141,7 @@ class Trainer:
                 "status": "running", "identity": run_id, "name": name, "dataset": self.config.data.dataset,
                 "vocab_size": m.vocab_size, "parameters": self.model.parameter_count(), "max_iters": t.max_iters,
                 "world_size": where.size, "device": str(where.device), "torch": torch.__version__,
-                "data_files": _tokens_of(dataset.meta)["files"],
+                "data_files": tokens_of(dataset.meta)["files"],
                 "resumed_at": self.progress.step if start.restored else None, "folder": str(folder),
             },
         )  # fmt: skip
@@ -152,7 +152,7 @@ class Trainer:
         payload = restored.payload
         if "optimizer" not in payload:
             raise CheckpointError(f"{restored.path} holds weights only (a best.pt?): it can be sampled, not resumed")
-        if _tokens_of(payload["tokenizer"]) != _tokens_of(self.dataset.meta):
+        if tokens_of(payload["tokenizer"]) != tokens_of(self.dataset.meta):
             raise UserError(
                 f"{self.dataset.folder} does not hold the tokens that {self.folder} was trained on: it was prepared "
                 "anew from another text or tokenizer. Bring them back, or choose another --out_dir"
@@ -398,8 +398,3 @@ class Trainer:
         limit = f"limit {above:.3g}" + (" = diverge_factor x ln(vocabulary)" if above == self.diverged_above else "")
         kept = "the last good checkpoint is kept" if self.progress.best_step is not None else "there is no checkpoint"
         return "diverged", f"{what} ({limit}); {kept}, try a smaller learning_rate"
-
-
-def _tokens_of(meta: dict[str, Any] | None) -> dict[str, Any]:
-    """What identifies the tokens of a data set: vocabulary, and sizes and checksums of the files where recorded."""
-    return {key: (meta or {}).get(key) for key in ("tokenizer", "vocab_size", "stoi", "files")}

@@ -9,9 +9,9 @@ from torch import nn
 
 from ..config import knob
 from ..precision import wide
-from ..registry import KindConfig, Problem, register
+from ..registry import KindConfig, register
 from . import Activation
-from .tables import catmull_rom_table, piecewise_polynomial, uniform_segments
+from .tables import catmull_rom_table, check_bounds, piecewise_polynomial, uniform_segments
 
 
 @register("activation", "learned_spline")
@@ -25,8 +25,7 @@ class LearnedSpline(Activation):
 
     @classmethod
     def check(cls, config, dims):
-        if config.left >= config.right:
-            yield Problem("left", f"left {config.left} is not below right {config.right}")
+        yield from check_bounds(config)
 
     def __init__(self, config):
         super().__init__(config)

@@ -9,9 +9,9 @@ from torch import nn
 
 from ..config import knob
 from ..precision import wide
-from ..registry import KindConfig, Problem, register
+from ..registry import KindConfig, register
 from . import Activation
-from .tables import linear_table, piecewise_polynomial, table_index, uniform_segments
+from .tables import check_bounds, linear_table, piecewise_polynomial, table_index, uniform_segments
 
 CROWDING = 8  # learned knots come at most so many times closer than equal ones
 
@@ -33,8 +33,7 @@ class PiecewiseFullyLearned(Activation):
 
     @classmethod
     def check(cls, config, dims):
-        if config.left >= config.right:
-            yield Problem("left", f"left {config.left} is not below right {config.right}")
+        yield from check_bounds(config)
 
     def __init__(self, config):
         super().__init__(config)

@@ -7,7 +7,7 @@ from ..errors import UserError
 from ..precision import wide
 from ..registry import KindConfig, Problem, build, lookup, register
 from . import Activation
-from .tables import linear_table, piecewise_polynomial, uniform_segments
+from .tables import check_bounds, linear_table, piecewise_polynomial, uniform_segments
 
 FAR = 64.0  # where tails are straight to rounding: exp(-64) is 1e-28
 
@@ -32,8 +32,7 @@ class Piecewise(Activation):
 
     @classmethod
     def check(cls, config, dims):
-        if config.left >= config.right:
-            yield Problem("left", f"left {config.left} is not below right {config.right}")
+        yield from check_bounds(config)
         try:
             kind = lookup("activation", config.function)
         except UserError as error:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..registry import Problem
+
 
 class _PiecewisePolynomial(torch.autograd.Function):
     """Autograd would keep each step of the scheme, two tensors are enough.
@@ -85,3 +87,9 @@ def catmull_rom_table(values: Tensor) -> Tensor:
     left = torch.stack([values[:1] - m[:1], m[:1], zero, zero])
     right = torch.stack([values[-1:], m[-1:], zero, zero])
     return torch.cat([left, inner, right], dim=1)
+
+
+def check_bounds(config):
+    """The problem with bounds of a table that are the wrong way round."""
+    if config.left >= config.right:
+        yield Problem("left", f"left {config.left} is not below right {config.right}")

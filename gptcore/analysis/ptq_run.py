@@ -11,14 +11,12 @@ import torch
 
 from ..checkpoint import LoadedModel, config_of, load_model, read_run, save, write_json
 from ..config import Config
-from ..data import Batch, Dataset, eval_batches, find_dataset, open_dataset
+from ..data import Batch, Dataset, eval_batches, find_dataset, open_dataset, tokens_of
 from ..errors import CheckpointError, DataError, UserError
 from ..files import write_atomically
 from ..model import GPT
 from ..yamlfile import dump
 from .ptq import Row
-
-TOKENS = ("tokenizer", "vocab_size", "stoi", "files")  # what of a data set's description identifies its tokens
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,7 @@ def open_run(
         raise CheckpointError(f"{folder} has no config.yaml, which names its data set; bring it back from the run")
     config = config_of(folder)
     data = _open_data(folder, config, dataset)
-    meta, own = data.meta or {}, loaded.tokenizer_meta or {}
-    if any(meta.get(key) != own.get(key) for key in TOKENS):
+    if tokens_of(data.meta) != tokens_of(loaded.tokenizer_meta):
         raise DataError(
             f"{data.folder} does not hold the tokens that {folder} was trained on: it was prepared anew from another "
             "text or tokenizer. Bring them back, or name their folder by --dataset"

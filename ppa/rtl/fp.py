@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import Operator
+
 
 class Format(NamedTuple):
     """A float format: bits of exponent and mantissa, and the magnitude pattern of the largest number."""
@@ -111,3 +113,20 @@ def to_float(bits: np.ndarray, fmt: Format) -> np.ndarray:
     """float64 value of patterns, exact."""
     sign, significand, exponent = split(bits, fmt)
     return np.ldexp(np.where(sign == 1, -significand, significand).astype(np.float64), exponent)
+
+
+class Pair(Operator):
+    """Base of the operators with two operands and a result of one `format`."""
+
+    def __init__(self, format: str):
+        super().__init__(format=format)
+        self.fmt = FORMATS[format]
+
+    def verilog_parameters(self):
+        return {"EXP": self.fmt.exp, "MAN": self.fmt.man, "HIGHEST": self.fmt.highest}
+
+    def inputs(self):
+        return {"a": self.fmt.width, "b": self.fmt.width}
+
+    def outputs(self):
+        return {"y": self.fmt.width}

@@ -83,15 +83,5 @@ class LayerNorm(Operator):
         return 1 + 2 * self.ROW + self.log + 15
 
     def stimulus(self, rng, streams, cycle):
-        """Rows of ROW random entries of some magnitude, one after the other, measured and then scaled."""
-        now = cycle % self.period()
-        measure, apply = 1 <= now <= self.ROW, now >= self.period() - self.ROW
-        bound = 2 << np.arange(streams) % 7
-        return {
-            "start": np.full(streams, int(now == 0)),
-            "valid": np.full(streams, int(measure or apply)),
-            "last": np.full(streams, int(now == self.ROW)),
-            "x": unsigned(rng.integers(-bound, bound), 8),
-            "weight": rng.integers(0, 256, streams),
-            "bias": rng.integers(0, 256, streams),
-        }
+        x = rmsnorm.row_inputs(rng, streams, cycle % self.period(), self.ROW, self.period())
+        return x | {"bias": rng.integers(0, 256, streams)}

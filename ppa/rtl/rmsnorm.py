@@ -25,6 +25,19 @@ def newton(phase: np.ndarray, m: np.ndarray, r: np.ndarray, t: np.ndarray) -> tu
     return np.where(phase == REFINE, refined, r), t
 
 
+def row_inputs(rng, streams: int, now: int, row: int, period: int) -> Streams:
+    """Inputs of cycle `now` of a row of `row` random entries of some magnitude, which is measured and then scaled."""
+    measure, apply = 1 <= now <= row, now >= period - row
+    bound = 2 << np.arange(streams) % 7
+    return {
+        "start": np.full(streams, int(now == 0)),
+        "valid": np.full(streams, int(measure or apply)),
+        "last": np.full(streams, int(now == row)),
+        "x": unsigned(rng.integers(-bound, bound), 8),
+        "weight": rng.integers(0, 256, streams),
+    }
+
+
 @register
 class RmsNorm(Operator):
     """Row statistic of SUM bits, inverse square root, and a second pass that scales; the protocol stands in the .sv."""
@@ -82,14 +95,4 @@ class RmsNorm(Operator):
         return 1 + 2 * self.ROW + self.parameters["SUM"] // 2 + 4
 
     def stimulus(self, rng, streams, cycle):
-        """Rows of ROW random entries of some magnitude, one after the other, measured and then scaled."""
-        now = cycle % self.period()
-        measure, apply = 1 <= now <= self.ROW, now >= self.period() - self.ROW
-        bound = 2 << np.arange(streams) % 7
-        return {
-            "start": np.full(streams, int(now == 0)),
-            "valid": np.full(streams, int(measure or apply)),
-            "last": np.full(streams, int(now == self.ROW)),
-            "x": unsigned(rng.integers(-bound, bound), 8),
-            "weight": rng.integers(0, 256, streams),
-        }
+        return row_inputs(rng, streams, cycle % self.period(), self.ROW, self.period())
