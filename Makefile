@@ -20,6 +20,12 @@ sample: setup  ## text from the run OUT
 	$(BIN)/gptcore sample --out_dir $(OUT) $(ARGS)
 report: setup  ## what CONFIG costs in hardware
 	$(BIN)/gptcore ppa report $(CONFIG) $(ARGS)
+compare: setup  ## what configurations cost, side by side: ARGS="a.yaml b.yaml --hardware edge-sky130"
+	$(BIN)/gptcore ppa compare $(ARGS)
+calibrate: setup  ## synthesise the hardware operators on a cell library: ARGS="--liberty FILE"
+	$(BIN)/gptcore ppa calibrate $(ARGS)
+validate: setup  ## estimates against published figures: ARGS="--data DIR"
+	$(BIN)/gptcore ppa validate $(ARGS)
 inspect: setup  ## table of the runs below OUT
 	$(BIN)/gptcore inspect $(OUT) $(ARGS)
 
@@ -32,4 +38,4 @@ check-all: check  ## every test, the slow and the networked ones too
 bench: setup  ## benchmarks: ratios, never absolute gates
 	$(BIN)/pytest benchmarks -o python_files='bench_*.py' --benchmark-enable -s -m ''
 
-.PHONY: help setup train sample report inspect test check check-all bench
+.PHONY: help setup train sample report compare calibrate validate inspect test check check-all bench

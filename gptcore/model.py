@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import losses, optim
-from .config import GPTConfig, TrainConfig
+from .block import declare_parts
+from .config import GPTConfig, LayerConfig, TrainConfig
 from .embedding import Head, TokenEmbedding
 from .errors import UserError
 from .losses import cross_entropy
 from .ops import Bits, Graph, Pass
+from .ops import Tensor as OpTensor
 from .registry import build, impl
 
 INIT_STD = 0.02  # GPT-2
@@ -155,40 +157,74 @@ def declare(config: GPTConfig, run: Pass, bits: Bits | None = None, train: Train
     Stage `train` holds forward, loss, backward and the step of the optimizer, as `train` says; `prefill` computes the
     logits of all positions.
     """
-    assert config.vocab_size is not None
     g = Graph(run, bits or Bits(config.bits.weight, config.bits.activation, config.bits.kv))
-    dims, B, T, C, V = config.dims(), run.B, run.T, config.n_embd, config.vocab_size
-    position, norm = config.position, config.output_norm()
-    kind = "tied" if config.tie_embeddings else "untied"
-    with g.at("transformer.wte", slot="embedding", kind=kind):
-        x = TokenEmbedding.declare(config.embedding, g, g.tensor("tokens", B, T, role="index"), V, C)
-        table = g.weight("weight", V, config.embedding.width or C)
+    x = declare_embedding(config, g)
+    for i, layer in enumerate(config.layer_configs()):
+        x = declare_layer(config, g, x, layer, i)
+    declare_head(config, g, x, train)
+    if run.stage == "train":
+        g.add_backward()
+        optim.declare(g, train)
+    return g
+
+
+def declare_embedding(config: GPTConfig, g: Graph) -> OpTensor:
+    """From tokens to the input of the first layer."""
+    assert config.vocab_size is not None
+    dims, B, T = config.dims(), g.run.B, g.run.T
+    with g.at("transformer.wte", slot="embedding", kind=_head_kind(config)):
+        tokens = g.tensor("tokens", B, T, role="index")
+        x = TokenEmbedding.declare(config.embedding, g, tokens, config.vocab_size, config.n_embd)
     if config.norm_embedding is not None:
         with g.at("norm_embedding", slot="norm", kind=config.norm_embedding.kind):  # type: ignore[attr-defined]
             x = impl(config.norm_embedding).declare(config.norm_embedding, g, x, dims)
-    with g.at("position", slot="position", kind=position.kind):  # type: ignore[attr-defined]
-        x = impl(position).declare_embed(position, g, x, dims)
-    if config.dropout and run.stage == "train":
+    with g.at("position", slot="position", kind=config.position.kind):  # type: ignore[attr-defined]
+        x = impl(config.position).declare_embed(config.position, g, x, dims)
+    if config.dropout and g.run.stage == "train":
         x = g.pointwise("embedding_dropout", x, compare=1, mul=1)
-    for i, layer in enumerate(config.layer_configs()):
-        parts: tuple[Any, ...] = (("attn", "attention"), ("mlp", "mlp"))
-        for name, part in parts:
-            owner = config.share.owner(part, i, config.n_layer)
-            if owner != i:
-                g.share(f"transformer.h.{i}.{name}", f"transformer.h.{owner}.{name}")
-        with g.at(f"transformer.h.{i}", slot="block", kind=layer.block.kind, layer=i):  # type: ignore[attr-defined]
-            x = impl(layer.block).declare(layer.block, g, x, layer, replace(dims, layer=i), position)
+    return x
+
+
+def declare_layer(config: GPTConfig, g: Graph, x: OpTensor, layer: LayerConfig, i: int) -> OpTensor:
+    """Layer `i`. What it records depends on its index through names, shared parameters and depth-dependent factors."""
+    parts: tuple[Any, ...] = (("attn", "attention"), ("mlp", "mlp"))
+    for name, part in parts:
+        owner = config.share.owner(part, i, config.n_layer)
+        if owner != i:
+            g.share(f"transformer.h.{i}.{name}", f"transformer.h.{owner}.{name}")
+    with _layer(g, layer, i):
+        return impl(layer.block).declare(layer.block, g, x, layer, replace(config.dims(), layer=i), config.position)
+
+
+def declare_part(config: GPTConfig, g: Graph, x: OpTensor, layer: LayerConfig, i: int, part: str) -> OpTensor:
+    """The attention (`attn`) or the mlp of layer `i` alone."""
+    with _layer(g, layer, i):
+        return declare_parts(g, layer, replace(config.dims(), layer=i), config.position, part, x)
+
+
+def _layer(g: Graph, layer: LayerConfig, i: int):
+    return g.at(f"transformer.h.{i}", slot="block", kind=layer.block.kind, layer=i)  # type: ignore[attr-defined]
+
+
+def declare_head(config: GPTConfig, g: Graph, x: OpTensor, train: TrainConfig | None = None) -> None:
+    """From the output of the last layer to logits, or to the loss."""
+    assert config.vocab_size is not None
+    norm, V = config.output_norm(), config.vocab_size
     with g.at("transformer.ln_f", slot="norm", kind=norm.kind):  # type: ignore[attr-defined]
-        x = impl(norm).declare(norm, g, x, dims)
-    with g.at("lm_head", slot="head", kind=kind):
+        x = impl(norm).declare(norm, g, x, config.dims())
+    with g.at("transformer.wte"):
+        table = g.weight("weight", V, config.embedding.width or config.n_embd)
+    with g.at("lm_head", slot="head", kind=_head_kind(config)):
         logits = Head.declare(config.embedding, g, x, table if config.tie_embeddings else None, V)
     output: Any = config.softmax_output
     if output is not None:
         with g.at("softmax_output", slot="softmax", kind=output.kind):
-            weights = impl(output).declare(output, g, g.view(logits, B, 1, T, V), 1)
-            logits = g.view(g.pointwise("log", weights, log=1) if run.stage == "train" else weights, B, T, V)
-    if run.stage == "train":
+            weights = impl(output).declare(output, g, g.view(logits, g.run.B, 1, g.run.T, V), 1)
+            log = g.run.stage == "train"
+            logits = g.view(g.pointwise("log", weights, log=1) if log else weights, g.run.B, g.run.T, V)
+    if g.run.stage == "train":
         losses.declare(g, logits, train)
-        g.add_backward()
-        optim.declare(g, train)
-    return g
+
+
+def _head_kind(config: GPTConfig) -> str:
+    return "tied" if config.tie_embeddings else "untied"

@@ -232,6 +232,8 @@ class Graph:
     run: Pass
     bits: Bits = field(default_factory=Bits)
     ops: list[Op] = field(default_factory=list)
+    without_parts: bool = False  # leave out attention and mlp of every layer: for callers that know what these cost
+    passed: list[Tensor] = field(default_factory=list)  # what those would have read
     _scope: tuple[str, ...] = ()
     _where: tuple[str, str, int | None] = ("model", "gpt", None)
     _weights: dict[str, Tensor] = field(default_factory=dict)

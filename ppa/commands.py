@@ -1,11 +1,19 @@
 """What a configuration costs in hardware.
 
   gptcore ppa report CONFIG [options] [key.path=value | --flat_name=value ...]
+  gptcore ppa validate --data DIR
+  gptcore ppa fit --hardware NAME --measured FILE
   gptcore ppa calibrate --liberty FILE [--ops NAME ...] [--jobs N] [--out FILE]
 
 report: CONFIG is a configuration file, or the folder of a run. The report counts parameters, matrix FLOPs, primitive
 operations and bytes of prefill, decode and a training step, and checks them against the module itself. It goes to the
 terminal and, as report.json, report.md and ops.csv, into a folder. Exit code 1 if a check fails.
+
+validate: compares the estimates with published and measured figures, which DIR holds, and writes docs/validation.md and
+what reports show of it. A section whose files are not there is left out, and says so.
+
+fit: the constants of a GPU's latency model from measured kernels (CSV: operator, m, k, n, rows, length, seconds), as
+sections for its description, with the error on rows that were held out.
 
 calibrate: synthesises the hardware operators of ppa/rtl on a cell library (liberty format, plain or xz) with pyosys
 (pip install 'gptcore[synth]'), holds each gate by gate against its model, and writes area, delay and energy to
@@ -13,6 +21,7 @@ ppa/calibration/<library>.json. Reports need neither. A run that was stopped goe
 """
 
 import argparse
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +40,8 @@ _ROLES = ("weight", "activation", "kv")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
         "gptcore ppa report CONFIG [options] [key.path=value | --flat_name=value ...]\n"
+        "       gptcore ppa validate --data DIR\n"
+        "       gptcore ppa fit --hardware NAME --measured FILE\n"
         "       gptcore ppa calibrate --liberty FILE [--ops NAME ...] [--jobs N] [--out FILE]"
     )
     parser.add_argument("--hardware", metavar="NAME", help="price for this machine (a file of ppa/hardware)")
@@ -39,6 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=1, metavar="N", help="sequences; default 1")
     parser.add_argument("--bits", metavar="SPEC", help="widths: 8 for all, or weight=4,kv=8; default model.bits")
     parser.add_argument("-o", "--output", metavar="DIR", help="default out/ppa/<config name>-<identity>")
+    validation = parser.add_argument_group("validate")
+    validation.add_argument("--data", metavar="DIR", help="folder of published and measured figures")
+    fitting = parser.add_argument_group("fit")
+    fitting.add_argument("--measured", metavar="FILE", help="CSV of measured kernels")
     calibration = parser.add_argument_group("calibrate")
     calibration.add_argument("--liberty", metavar="FILE", help="cell library, plain or xz")
     calibration.add_argument("--ops", nargs="+", metavar="NAME", help="operators; default all")
@@ -49,6 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     actions: dict[str | None, Callable[[argparse.Namespace], int]] = {
         "report": _report,
+        "validate": _validate,
+        "fit": _fit,
         "calibrate": _calibrate,
     }
     if args.config not in actions:
@@ -77,6 +94,41 @@ def _report(args: argparse.Namespace) -> int:
             f"{len(failed)} check{'s' if len(failed) > 1 else ''} failed: {', '.join(failed)}. The declaration of a "
             "kind and its module disagree, so these counts are wrong; see the checks above"
         )
+    return 0
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from gptcore.files import write_atomically
+
+    from .validation import RESULTS, sections
+    from .validation.page import markdown, results, terminal_lines
+
+    if args.overrides:
+        raise UserError(f"validate does not take {' '.join(args.overrides)}\n{__doc__}")
+    if not args.data or not Path(args.data).is_dir():
+        raise UserError(f"validate needs --data DIR, a folder of published figures; {args.data!r} is none")
+    found = list(sections(Path(args.data)))
+    print("\n".join(terminal_lines(found)))
+    page = Path(args.output or "docs/validation.md")
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(page, markdown(found).encode())
+        if args.output is None:
+            write_atomically(RESULTS, (json.dumps(results(found), indent=1) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"cannot write {page}: {error.strerror}; choose another with -o") from error
+    print(f"\nwritten: {page}")
+    return 0
+
+
+def _fit(args: argparse.Namespace) -> int:
+    from .gpu_fit import fit_command
+
+    if args.overrides:
+        raise UserError(f"fit does not take {' '.join(args.overrides)}\n{__doc__}")
+    if not args.hardware or not args.measured:
+        raise UserError("fit needs --hardware NAME, whose description has the peaks, and --measured FILE")
+    print(fit_command(args.hardware, Path(args.measured)))
     return 0
 
 

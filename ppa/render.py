@@ -15,13 +15,15 @@ from rich.text import Text
 from .count import BYTE_CLASSES, add_up
 
 _PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_SMALL = ((1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"), (1e-12, "p"), (1e-15, "f"), (1e-18, "a"))
 _STAGES = ("prefill", "decode", "train")
 TOP_OPERATIONS = 10
 
 
 def si(value: float, unit: str = "") -> str:
     """Four significant digits with a decimal prefix: si(291648307200, 'FLOP') is '291.6 GFLOP'."""
-    for factor, prefix in _PREFIXES:
+    prefixes = (*_PREFIXES, *_SMALL) if unit and 0 < value < 1 else _PREFIXES
+    for factor, prefix in prefixes:
         if value >= factor * 0.99995:
             scaled = value / factor
             digits = 3 if scaled < 9.9995 else 2 if scaled < 99.995 else 1
@@ -50,7 +52,8 @@ class Grid:
 
 def grids(report: Mapping[str, Any]) -> list[Grid]:
     """The tables of a report, in reading order."""
-    return [_by_stage(report), _primitives(report), _by_slot(report), _largest(report), _checks(report)]
+    machine = [_machine(report), _components(report)] if report["estimate"] else []
+    return [*machine, _by_stage(report), _primitives(report), _by_slot(report), _largest(report), _checks(report)]
 
 
 def headline(report: Mapping[str, Any]) -> list[str]:
@@ -81,6 +84,59 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
     failed = [check["name"] for check in report["checks"] if check["status"] == "fail"]
     verdict = f"FAILED: {', '.join(failed)}" if failed else "declared counts equal the measured ones"
     return [*lines, f"checks: {verdict}"]
+
+
+def area(value: float) -> str:
+    """Square millimetres, as chips are measured."""
+    return f"{value * 1e6:.4g} mm2"
+
+
+def interval(q: Mapping[str, Any], show: Callable[[float], str]) -> str:
+    """A result with its interval: '1.41 ms [1.39, 1.66]'."""
+    unit = show(q["value"]).rpartition(" ")[2]
+    low, high = (show(q[end]) for end in ("low", "high"))
+    if low.endswith(" " + unit) and high.endswith(" " + unit):
+        low, high = low.removesuffix(" " + unit), high.removesuffix(" " + unit)
+    return f"{show(q['value'])} [{low}, {high}]"
+
+
+def _machine(report: Mapping[str, Any]) -> Grid:
+    totals, stages = report["totals"], report["estimate"]["stages"]
+
+    def row(label: str, cell: Callable[[str], str]) -> tuple[str, ...]:
+        return (label, *(cell(stage) for stage in _STAGES))
+
+    def quantity(key: str, unit: str) -> Callable[[str], str]:
+        return lambda stage: interval(totals[key][stage], lambda value: si(float(value), unit))
+
+    rows = [
+        row("latency", quantity("latency_s", "s")),
+        row("  grade", lambda stage: totals["latency_s"][stage]["grade"]),
+        row("tokens per second", lambda s: si(stages[s]["tokens"] / totals["latency_s"][s]["value"])),
+        row("energy per token", quantity("energy_per_token_j", "J")),
+        row("  grade", lambda stage: totals["energy_per_token_j"][stage]["grade"]),
+        row("busiest", lambda stage: stages[stage]["bound"]),
+    ]
+    whole = totals["area_m2"]
+    title = f"On {report['hardware']['name']}: area {interval(whole, area)}, {whole['grade']}"
+    return Grid(title, ("", *_STAGES), rows, note="; ".join(report["estimate"]["notes"]))
+
+
+def _components(report: Mapping[str, Any]) -> Grid:
+    estimate = report["estimate"]
+    energy = {stage: estimate["stages"][stage]["energy_by_component"] for stage in ("prefill", "decode")}
+    names = list(dict.fromkeys([*estimate["area_by_component"], *energy["prefill"], *energy["decode"]]))
+    rows = []
+    for name in names:
+        part = estimate["area_by_component"].get(name)
+        cells = [area(part["value"]) if part else "-"]
+        for stage, parts in energy.items():
+            tokens = estimate["stages"][stage]["tokens"]
+            cells.append(si(parts[name]["value"] / tokens, "J") if name in parts else "-")
+        grade = (part or energy["decode"].get(name) or energy["prefill"][name])["grade"]
+        rows.append((name, grade, *cells))
+    columns = ("component", "grade", "area", "prefill\nJ/token", "decode\nJ/token")
+    return Grid("Where area and energy go", columns, rows, names=2)
 
 
 def _by_stage(report: Mapping[str, Any]) -> Grid:

@@ -4,8 +4,8 @@
     report.md     the tables that the terminal shows
     ops.csv       one row an operation
 
-Counts only. Area, energy and latency need a hardware description and its cost model; `hardware` says whether one was
-used, and nothing is estimated in its place.
+Counts need no machine. Area, energy and latency are those on the machine that `--hardware` or the configuration names;
+without one they are left out.
 """
 
 import csv
@@ -24,14 +24,13 @@ from gptcore.config import identity as identity_of
 from gptcore.errors import UserError
 from gptcore.files import write_atomically
 from gptcore.ops import PRIMITIVES, Bits
-from gptcore.registry import nearest
 
 from .check import run_checks
 from .count import BYTE_CLASSES, CONVENTIONS, MASTER_BITS, Counted, count, make_point, train_bits
+from .priced import describe, price
 from .render import markdown, print_report, summary_lines
 
 SCHEMA_VERSION = 1
-HARDWARE = Path(__file__).parent / "hardware"
 
 
 def make_report(
@@ -47,16 +46,17 @@ def make_report(
     """
     if config.model.vocab_size is None:
         raise UserError("model.vocab_size is unknown: prepare the data set, or set model.vocab_size")
-    described = hardware_section(hardware, config.hardware)
+    machine_name = hardware or config.hardware
     point = make_point(config.model, batch_size=batch_size, seq_len=seq_len, context=context, bits=bits)
     counted = count(config, point)
     training = train_bits(config)
+    priced = price(config, point, machine_name) if machine_name else {}
     return {
         "schema_version": SCHEMA_VERSION,
         "config_hash": identity or identity_of(config),
         "name": name,
         "model": config.model.model_dump(mode="json"),
-        "hardware": described,
+        "hardware": describe(machine_name),
         "point": {
             "batch": point.batch, "seq_len": point.seq_len, "context": point.context,
             "bits": {"weight": point.bits.weight, "activation": point.bits.activation, "kv": point.bits.kv},
@@ -67,7 +67,8 @@ def make_report(
         },
         "conventions": CONVENTIONS,
         "versions": _versions(),
-        "totals": _totals(counted),
+        "totals": {**_totals(counted), **priced.get("totals", {})},
+        "estimate": priced.get("estimate"),
         "checks": [check.as_dict() for check in run_checks(config.model, counted, config.train)],
         "ops": counted.rows,
     }  # fmt: skip
@@ -85,23 +86,6 @@ def _versions() -> dict[str, str]:
     return {"gptcore": own, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def hardware_section(asked: str | None, configured: str | None) -> dict[str, Any]:
-    """What the report says about hardware. UserError when a machine is asked for that has no description."""
-    known = sorted(path.stem for path in HARDWARE.glob("*.yaml"))
-    if asked is not None and asked not in known:
-        choice = f"known: {', '.join(known)}" if known else "there are no hardware descriptions yet"
-        raise UserError(
-            f"--hardware {asked}: no cost model for hardware {asked!r} is available{nearest(asked, known)} ({choice}); "
-            "leave --hardware out for a report of counts"
-        )
-    name = asked or configured
-    if name is None:
-        statement = "no hardware named: counts only, no area, energy or latency"
-    else:
-        statement = f"no cost model for hardware {name!r} is available yet: counts only, no area, energy or latency"
-    return {"name": name, "statement": statement}
-
-
 def failed_checks(report: Mapping[str, Any]) -> list[str]:
     """Names of the checks whose two numbers differ, or that could not be measured."""
     return [check["name"] for check in report["checks"] if check["status"] == "fail"]
@@ -109,9 +93,18 @@ def failed_checks(report: Mapping[str, Any]) -> list[str]:
 
 def to_json(report: Mapping[str, Any]) -> str:
     """JSON text with one line an operation, so that two reports can be compared by line."""
-    head = json.dumps({**{key: value for key, value in report.items() if key != "ops"}, "ops": []}, indent=1)
-    rows = ",\n".join(f"  {json.dumps(row)}" for row in report["ops"])
-    return head.removesuffix("[]\n}") + f"[\n{rows}\n ]\n}}\n"
+    return _lines(report, 3, "\n") + "\n"
+
+
+def _lines(value: Any, depth: int, newline: str) -> str:
+    """JSON of `value`, broken into lines down to `depth`."""
+    if depth == 0 or not isinstance(value, (dict, list)) or not value:
+        return json.dumps(value)
+    inner = newline + " "
+    if isinstance(value, dict):
+        parts = (f"{json.dumps(key)}: {_lines(item, depth - 1, inner)}" for key, item in value.items())
+        return "{" + inner + f",{inner}".join(parts) + newline + "}"
+    return "[" + inner + f",{inner}".join(_lines(item, depth - 1, inner) for item in value) + newline + "]"
 
 
 _PLAIN = ("stage", "phase", "slot", "kind", "layer", "name", "op", "flops", "flops_causal", "macs")
@@ -149,6 +142,6 @@ def write_report(report: Mapping[str, Any], folder: str | Path) -> list[Path]:
 
 
 __all__ = [
-    "failed_checks", "hardware_section", "make_report", "print_report", "summary_lines", "to_csv", "to_json",
+    "describe", "failed_checks", "make_report", "print_report", "summary_lines", "to_csv", "to_json",
     "write_report",
 ]  # fmt: skip

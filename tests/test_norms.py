@@ -244,7 +244,7 @@ def test_zeros_give_no_undefined_number(kind, knobs):
         y = module(x)
         y.sum().backward()
         bias = getattr(module, "bias", None)
-        if "activation" not in knobs:
+        if "activation" not in knobs and kind != "layernorm_int":  # which rounds its bias
             assert torch.equal(y, torch.zeros_like(y) + (0 if bias is None else bias))
         for tensor in (y, x.grad, *(p.grad for p in module.parameters())):
             assert tensor.isfinite().all()
@@ -279,7 +279,7 @@ def test_any_leading_shape(kind, knobs):
 
 @pytest.mark.parametrize("kind, knobs", KNOBS, ids=str)
 def test_gradients_by_finite_differences(kind, knobs):
-    if knobs.get("quantize") or knobs.get("activation", {}).get("kind") == "pfla":
+    if kind.endswith("_int") or knobs.get("quantize") or knobs.get("activation", {}).get("kind") == "pfla":
         pytest.skip("not smooth: rounding has its own test, and so has the table")
     module = make(kind, width=6, **knobs)
     names = [name for name, _ in module.named_parameters()]

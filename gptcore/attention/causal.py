@@ -113,7 +113,7 @@ class HeadedAttention(ScoredAttention):
             q, scale = q * self.scale.to(q.dtype).view(-1, 1, 1), 1.0
         q, k, v = points("q", q), points("k", k), points("v", v)
         if cache is not None:
-            k, v = cache.extend(k, v, ordered=position.has_bias)
+            k, v = cache.extend(k, v, ordered=position.has_bias or self.softmax.ordered)
         scoring = self._scoring(q, k.shape[2], scale, position, start)
         if self.H % self.K:
             k, v = k[:, self.group], v[:, self.group]

@@ -103,7 +103,7 @@ class LatentAttention(ScoredAttention):
         latent_B1TL = points("v", self.kv_norm(latent_BTL)).unsqueeze(1)
         rows = torch.cat([latent_B1TL, points("k", shared_B1TR)], dim=-1)
         if cache is not None:
-            (rows,) = cache.extend(rows, ordered=position.has_bias)
+            (rows,) = cache.extend(rows, ordered=position.has_bias or self.softmax.ordered)
         S = rows.shape[2]
         scoring = self._scoring(q_BHTD, S, 1 / math.sqrt(self.N + self.R), position, start)
         attend = self._over_latents if self.config.absorbs(self.n_embd, T, S) else self._over_heads

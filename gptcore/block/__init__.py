@@ -104,7 +104,10 @@ def declare_join(
 
 
 def declare_parts(g: Graph, layer: Any, dims: Dims, position: KindConfig, part: str, x: OpTensor) -> OpTensor:
-    """Records the attention or the mlp of a layer."""
+    """Records the attention or the mlp of a layer; only what comes out of it on a graph without parts."""
+    if g.without_parts:
+        g.passed.append(x)
+        return g.tensor(part, *x.shape)
     config = layer.attention if part == "attn" else layer.mlp
     with g.at(part, slot=impl(config).slot, kind=config.kind):
         extra = (position,) if part == "attn" else ()

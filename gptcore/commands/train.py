@@ -21,6 +21,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
+    from ..cli import cost_report
     from ..config import identity
     from ..loader import load
     from ..runfolder import default_folder, is_finished
@@ -30,6 +31,8 @@ def run(args) -> int:
     config, name = loaded.config, loaded.name
     main_process = os.environ.get("RANK", "0") == "0"
     run_identity = identity(config)
+    if config.hardware is not None:
+        cost_report().describe(config.hardware)  # an unknown machine is an error now, not after the training
     folder = default_folder(config, name, run_identity)
     if is_finished(folder, run_identity) and not _data_changed(config.data.dataset, folder):
         if main_process:

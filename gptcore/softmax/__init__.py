@@ -55,6 +55,7 @@ class Softmax(nn.Module):
     """Base of every kind. Built for the `heads` of one layer."""
 
     as_output = False  # whether every live weight is positive, so that it can be a distribution over tokens
+    ordered = False  # whether the order of the keys in a row matters
 
     def __init__(self, config: KindConfig, dims: Dims, heads: int):
         super().__init__()

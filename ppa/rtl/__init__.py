@@ -12,15 +12,30 @@ gate-level netlist is held against it, and so is what `gptcore` computes in trai
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from .trace import Trace
+
 FOLDER = Path(__file__).parent
 Streams = dict[str, np.ndarray]
+
+
+class Unit(NamedTuple):
+    """What a point of an operator is in a model: the unit of some kinds of a slot, for operands of so many bits.
+
+    `passes` are the cycles that an element takes, one for each time that the unit sees it.
+    """
+
+    slot: str
+    kinds: tuple[str, ...]
+    bits: int
+    passes: float = 1
 
 
 class Operator:
@@ -29,6 +44,7 @@ class Operator:
     module: ClassVar[str]  # top module, in the file of that name
     points: ClassVar[Mapping[str, Mapping[str, Any]]]  # name in the calibration -> parameters of the model
     clocked: ClassVar[bool] = False
+    implements: ClassVar[Mapping[str, Unit]] = {}  # points that are the unit of some kind, by name
 
     def __init__(self, **parameters: Any):
         self.parameters = parameters
@@ -65,6 +81,10 @@ class Operator:
             for name, width in self.inputs().items()
         }
 
+    def replay(self, trace: "Trace", streams: int) -> Iterator[Streams] | None:
+        """Inputs of one cycle after another as they come in a trained model; None where a trace has nothing to say."""
+        return None
+
 
 _operators: dict[str, tuple[type[Operator], Mapping[str, Any]]] = {}
 
@@ -88,6 +108,13 @@ def names() -> list[str]:
     """Every operator that is calibrated, sorted."""
     _discover()
     return sorted(_operators)
+
+
+def units() -> Iterator[tuple[str, Unit]]:
+    """(operator, what it is the unit of), for every point that is one."""
+    _discover()
+    for cls, _ in dict.fromkeys((cls, "") for cls, _ in _operators.values()):
+        yield from cls.implements.items()
 
 
 def make(name: str) -> Operator:

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from . import Streams, fp, register
+from . import Streams, Unit, fp, register
 from .exp_lut import Exponential, exponentials, signed_codes
 from .exp_split import rom_halves
 from .tables import rom
+from .trace import passing
 
 HELD = 32  # cycles for which the stimulus leaves the constant, as for the scores of one head
 
@@ -16,6 +17,7 @@ class ConSmax(Exponential):
 
     module = "consmax"
     points = {"consmax_rom": {"split": 1}, "consmax_full": {"split": 0}}
+    implements = {"consmax_rom": Unit("softmax", ("consmax", "consmax_quan"), 16)}
     clocked = True
 
     def __init__(self, split: int = 1, **exponential):
@@ -63,6 +65,12 @@ class ConSmax(Exponential):
             self.held = held if held.dtype == np.int64 else fp.from_float(held, self.fmt)
         return {**x, "constant": self.held, "valid": (rng.random(streams) < 15 / 16).astype(np.int64)}
 
+    def replay(self, trace, streams):
+        """A score in every cycle, the constant of one head: that of a fresh model, e^-2.5 / 100."""
+        held = np.full(streams, fp.from_float(np.exp(-2.5) / 100, self.fmt))
+        for code in passing(self.codes(trace), streams):
+            yield {"valid": np.ones(streams, np.int64), "code": code, "constant": held}
+
 
 @register
 class ConSmaxWritable(ConSmax):
@@ -70,6 +78,7 @@ class ConSmaxWritable(ConSmax):
 
     module = "consmax_writable"
     points = {"consmax_writable": {}}
+    implements = {}
 
     def verilog_parameters(self):
         return {name: value for name, value in super().verilog_parameters().items() if name != "SPLIT"}
@@ -105,3 +114,11 @@ class ConSmaxWritable(ConSmax):
         write = np.full(streams, filling or cycle % HELD == 0, dtype=np.int64)
         data = np.concatenate([low, high if filling else base_2])[address]
         return {**x, "valid": x["valid"] * (not filling), "write": write, "address": address, "data": data}
+
+    def replay(self, trace, streams):
+        """Nothing but the tables is written, before all else: one cycle in 16."""
+        entries = np.concatenate(self.halves[::-1])
+        for now, x in enumerate(super().replay(trace, streams)):
+            filling, address = now < len(entries), min(now, len(entries) - 1)
+            written = {"write": int(filling), "address": address, "data": entries[address]}
+            yield {**x, "valid": x["valid"] * (not filling)} | {n: np.full(streams, v) for n, v in written.items()}

@@ -11,6 +11,7 @@ import numpy as np
 
 from . import Operator, Streams, fp, register
 from .tables import rom
+from .trace import Trace, fixed, passing
 
 
 def exponentials(codes: Sequence[int], step: float, base: str, fmt: fp.Format) -> np.ndarray:
@@ -45,6 +46,13 @@ class Exponential(Operator):
         large = self.step_size * (1 << self.low_bits)
         low = range(1 << self.low_bits)
         return exponentials(high, large, self.base, self.fmt), exponentials(low, self.step_size, self.base, self.fmt)
+
+    def codes(self, trace: Trace) -> np.ndarray:
+        """Scores of a trained model, one row after another."""
+        return fixed(np.concatenate(trace.scores) / self.step_size, 0, self.bits)
+
+    def replay(self, trace, streams):
+        return ({"code": code} for code in passing(self.codes(trace), streams))
 
 
 @register

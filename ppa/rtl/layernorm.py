@@ -5,10 +5,11 @@ y = bias + weight (LENGTH x - S1) 2^-SHIFT / sqrt(LENGTH (EPS + S2) - S1^2), S1 
 
 import numpy as np
 
-from . import Operator, Streams, register, rmsnorm
+from . import Operator, Streams, Unit, register, rmsnorm
 from .integers import signed, unsigned
 from .rounding import saturate, shift_up
 from .tables import rom
+from .trace import fixed
 
 IDLE, MEASURE, SCALE, HIGH, CROSS, LOW, NORMALISE, ROOT, RESIDUAL, REFINE, APPLY = range(11)
 LATER = ROOT - rmsnorm.ROOT  # phases that rmsnorm does not have
@@ -21,6 +22,7 @@ class LayerNorm(Operator):
     module = "layernorm"
     clocked = True
     points = {"layernorm_int8": {"LENGTH": 1024, "EPS": 1, "SHIFT": 1}}
+    implements = {"layernorm_int8": Unit("norm", ("layernorm", "layernorm_int"), 8, passes=2)}
     ROW = 16  # entries of the rows of the stimulus; the others count as zeros
 
     def __init__(self, **parameters: int):
@@ -85,3 +87,11 @@ class LayerNorm(Operator):
     def stimulus(self, rng, streams, cycle):
         x = rmsnorm.row_inputs(rng, streams, cycle % self.period(), self.ROW, self.period())
         return x | {"bias": rng.integers(0, 256, streams)}
+
+    def replay(self, trace, streams):
+        """Rows of a trained model, shorter than LENGTH, whose other entries count as zeros: x / sqrt(sum of squares /
+        LENGTH), in steps of 2^-5 of x / sqrt(mean of squares). No bias."""
+        share = trace.norm_inputs.shape[1] / self.parameters["LENGTH"]
+        weight = fixed(trace.norm_weight * np.sqrt(share), 5 + self.parameters["SHIFT"], 8)
+        for x in rmsnorm.traced_rows(trace, streams, trace.norm_inputs.shape[1], self.log + 15, weight):
+            yield x | {"bias": np.zeros(streams, np.int64)}

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 
-from . import Operator, Streams, register
+from . import Operator, Streams, Unit, register
 from .integers import signed, unsigned
 from .tables import rom
+from .trace import fixed, passing
 
 FUNCTIONS: dict[str, Callable[[float], float]] = {
     "gelu": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
@@ -27,6 +29,9 @@ class LutActivation(Operator):
         "silu_lut256": {"function": "silu", "fraction_in": 4, "fraction_out": 4},
         "tanh_lut256": {"function": "tanh", "fraction_in": 4, "fraction_out": 7},
         "sigmoid_lut256": {"function": "sigmoid", "fraction_in": 4, "fraction_out": 7},
+    }
+    implements: ClassVar = {f"{f}_lut256": Unit("activation", (f,), 8) for f in ("silu", "tanh", "sigmoid")} | {
+        "gelu_lut256": Unit("activation", ("gelu", "lut_int"), 8)  # lut_int at its default function
     }
 
     def __init__(self, function: str, fraction_in: int, fraction_out: int):
@@ -49,3 +54,7 @@ class LutActivation(Operator):
 
     def step(self, x: Streams) -> Streams:
         return {"y": self.entries[x["x"]]}
+
+    def replay(self, trace, streams):
+        codes = fixed(trace.activations, self.parameters["fraction_in"], 8)
+        return ({"x": x} for x in passing(codes, streams))

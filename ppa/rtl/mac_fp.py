@@ -3,6 +3,7 @@
 import numpy as np
 
 from . import Operator, Streams, fp, register
+from .trace import products
 
 
 @register
@@ -43,3 +44,8 @@ class MacFp(Operator):
             return super().stimulus(rng, streams, cycle)
         a, b = (fp.from_float(rng.standard_normal(streams), self.fmt) for _ in range(2))
         return {"a": a, "b": b, "clear": (rng.random(streams) < 1 / 16).astype(np.int64)}
+
+    def replay(self, trace, streams):
+        left, right = (fp.from_float(operand, self.fmt) for operand in (trace.left, trace.right))
+        for token, output, inner, clear in products(trace, streams):
+            yield {"a": left[token, inner], "b": right[output, inner], "clear": clear}

@@ -4,8 +4,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from . import Operator, Streams, register
+from . import Operator, Streams, register, trace
 from .integers import signed, unsigned
+from .trace import symmetric
 
 
 class Accumulator(Operator):
@@ -36,6 +37,11 @@ class Accumulator(Operator):
         phase = np.arange(streams) % self.CLEARED_EVERY
         return {**x, "clear": ((cycle + phase) % self.CLEARED_EVERY == 0).astype(np.int64)}
 
+    def replayed(self, trained: trace.Trace, streams: int, left: np.ndarray, right: np.ndarray, port: str = "b"):
+        """Sums of a linear layer, of patterns (tokens, inner) and (outputs, inner); `port` is that of the weights."""
+        for token, output, inner, clear in trace.products(trained, streams):
+            yield {"clear": clear, "a": left[token, inner], port: right[output, inner]}
+
 
 @register
 class MacInt(Accumulator):
@@ -54,3 +60,8 @@ class MacInt(Accumulator):
     def product(self, x: Streams) -> np.ndarray:
         width = self.parameters["WIDTH"]
         return signed(x["a"], width) * signed(x["b"], width)
+
+    def replay(self, trace, streams):
+        width = self.parameters["WIDTH"]
+        left, right = (unsigned(symmetric(operand, width), width) for operand in (trace.left, trace.right))
+        return self.replayed(trace, streams, left, right)

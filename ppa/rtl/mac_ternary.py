@@ -7,6 +7,7 @@ import numpy as np
 from . import Streams, register
 from .integers import signed, unsigned
 from .mac_int import Accumulator
+from .trace import symmetric
 
 
 @register
@@ -27,3 +28,10 @@ class MacTernary(Accumulator):
         """Weights -1, 0 and 1 equally often."""
         x = super().stimulus(rng, streams, cycle)
         return {**x, "w": unsigned(rng.integers(-1, 2, streams, dtype=np.int64), 2)}
+
+    def replay(self, trace, streams):
+        """Weights over their mean magnitude, rounded (arXiv 2402.17764)."""
+        width = self.parameters["WIDTH"]
+        ternary = np.clip(np.round(trace.right / np.abs(trace.right).mean()), -1, 1).astype(np.int64)
+        left, right = unsigned(symmetric(trace.left, width), width), unsigned(ternary, 2)
+        return self.replayed(trace, streams, left, right, "w")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from . import Operator, Streams, register
+from . import Operator, Streams, Unit, register
 from .integers import signed
 from .rounding import shift_up
 
@@ -16,6 +16,7 @@ class Polymax(Operator):
 
     module = "polymax"
     points = {"polymax_int8": {"Y": 1 << 8, "SLOPE": round(2**12 / 100)}}  # the defaults of gptcore
+    implements = {"polymax_int8": Unit("softmax", ("polymax",), 8)}
 
     def inputs(self):
         return {"score": 8, "factor": 16}

@@ -5,13 +5,16 @@ or is constant (tanh). Maximal error over all inputs, of it 2^-12 at most from r
 gelu 0.0233, silu 0.0694 (at -8, where the tail is flat), tanh 0.0235.
 """
 
+from typing import ClassVar
+
 import numpy as np
 
-from . import Operator, Streams, register
+from . import Operator, Streams, Unit, register
 from .integers import signed, unsigned
 from .lut_activation import FUNCTIONS
 from .rounding import shift_up
 from .tables import rom
+from .trace import fixed, passing
 
 FRACTION, SEGMENT, EDGE = 12, 11, 4 << 12  # fraction, log2 of a segment and bound, in steps of 2^-12
 
@@ -25,6 +28,9 @@ class PwlActivation(Operator):
         "gelu_pwl16": {"function": "gelu", "RIGHT_SLOPE": 1},
         "silu_pwl16": {"function": "silu", "RIGHT_SLOPE": 1},
         "tanh_pwl16": {"function": "tanh", "RIGHT_SLOPE": 0},
+    }
+    implements: ClassVar = {f"{f}_pwl16": Unit("activation", (f,), 16) for f in ("silu", "tanh")} | {
+        "gelu_pwl16": Unit("activation", ("gelu", "piecewise_int"), 16)  # piecewise_int at its default function
     }
 
     def __init__(self, function: str, RIGHT_SLOPE: int):
@@ -50,3 +56,6 @@ class PwlActivation(Operator):
         if self.parameters["RIGHT_SLOPE"]:
             y = y + np.maximum(value - (EDGE - 1), 0)
         return {"y": unsigned(y, 16)}
+
+    def replay(self, trace, streams):
+        return ({"x": x} for x in passing(fixed(trace.activations, FRACTION, 16), streams))

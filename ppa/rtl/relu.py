@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from . import Operator, Streams, register
+from . import Operator, Streams, Unit, register
 from .integers import signed, unsigned
 
 
@@ -12,6 +12,7 @@ class Relu(Operator):
 
     module = "relu"
     points: ClassVar = {f"relu_int{w}": {"WIDTH": w} for w in (8, 16)}
+    implements: ClassVar = {f"relu_int{w}": Unit("activation", ("relu",), w) for w in (8, 16)}
 
     def inputs(self):
         return {"x": self.parameters["WIDTH"]}

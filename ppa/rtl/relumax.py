@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from . import Operator, Streams, register
+from . import Operator, Streams, Unit, register
 from .integers import signed
 from .rounding import shift_up
 
@@ -13,6 +13,7 @@ class ReluMax(Operator):
 
     module = "relumax"
     points = {"relumax_int8": {"SHIFT": 16}}
+    implements = {"relumax_int8": Unit("softmax", ("relumax",), 8)}
 
     def inputs(self):
         return {"score": 8, "factor": 16}

@@ -4,12 +4,15 @@ y = x weight 2^(8 - SHIFT) / sqrt(EPS + sum of squares): the square root of the 
 of the weight. The inverse root is wrong by less than 2^-10.5 of itself (tests/ppa/test_rtl_units.py).
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from . import Operator, Streams, register
+from . import Operator, Streams, Unit, register
 from .integers import signed, unsigned
 from .rounding import saturate, shift_up
 from .tables import rom
+from .trace import Trace, fixed, symmetric
 
 IDLE, MEASURE, NORMALISE, ROOT, RESIDUAL, REFINE, APPLY = range(7)
 # 1 / sqrt(m) of the middle of each interval of m, [i / 32, (i + 1) / 32), fraction 9 without the leading one; at most
@@ -38,6 +41,19 @@ def row_inputs(rng, streams: int, now: int, row: int, period: int) -> Streams:
     }
 
 
+def traced_rows(trace: Trace, streams: int, measured: int, waiting: int, weight: np.ndarray) -> Iterator[Streams]:
+    """Cycles of one row a stream: so many of its entries are measured, then a pause, then all of them with weights."""
+    rows = unsigned(symmetric(trace.norm_inputs, 8), 8)
+    x, length = rows[np.arange(streams) % len(rows)], rows.shape[1]
+    for now in range(1 + measured + waiting + length):
+        apply = now - 1 - measured - waiting
+        entry = apply if apply >= 0 else min(max(now - 1, 0), measured - 1)
+        flags = {"start": now == 0, "valid": 1 <= now <= measured or apply >= 0, "last": now == measured}
+        yield {name: np.full(streams, int(flag)) for name, flag in flags.items()} | {
+            "x": x[:, entry], "weight": np.full(streams, weight[entry])
+        }  # fmt: skip
+
+
 @register
 class RmsNorm(Operator):
     """Row statistic of SUM bits, inverse square root, and a second pass that scales; the protocol stands in the .sv."""
@@ -47,6 +63,10 @@ class RmsNorm(Operator):
     points = {
         "rmsnorm_int8": {"SUM": 24, "EPS": 1, "SHIFT": 4},  # up to 1024 entries
         "krmsnorm_int8": {"SUM": 18, "EPS": 1, "SHIFT": 4},  # up to 16 measured entries
+    }
+    implements = {
+        "rmsnorm_int8": Unit("norm", ("rmsnorm", "rmsnorm_int"), 8, passes=2),
+        "krmsnorm_int8": Unit("norm", ("krmsnorm",), 8, passes=2),
     }
     ROW = 16  # entries of the rows of the stimulus
 
@@ -96,3 +116,10 @@ class RmsNorm(Operator):
 
     def stimulus(self, rng, streams, cycle):
         return row_inputs(rng, streams, cycle % self.period(), self.ROW, self.period())
+
+    def replay(self, trace, streams):
+        """Rows of a trained model; y in steps of 2^-5. As many entries are measured as the sum can hold, or all."""
+        length = trace.norm_inputs.shape[1]
+        measured = min(length, 1 << self.parameters["SUM"] - 14)
+        weight = fixed(trace.norm_weight * np.sqrt(measured), 5 + self.parameters["SHIFT"] - 8, 8)
+        return traced_rows(trace, streams, measured, self.parameters["SUM"] // 2 + 4, weight)

@@ -1,6 +1,6 @@
 """Rotation of a pair by an angle whose cosine and sine are given (RoFormer, arXiv 2104.09864)."""
 
-from . import Operator, Streams, register
+from . import Operator, Streams, Unit, register
 from .integers import signed, unsigned
 from .rounding import saturate, shift_up
 
@@ -11,6 +11,7 @@ class Rotary(Operator):
 
     module = "rotary"
     points = {"rotary_int8": {"WIDTH": 8}}
+    implements = {"rotary_int8": Unit("position", ("rotary",), 8, passes=0.5)}  # a pair a cycle
 
     def inputs(self):
         return dict.fromkeys(("a", "b", "cosine", "sine"), self.parameters["WIDTH"])

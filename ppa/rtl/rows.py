@@ -1,12 +1,15 @@
 """Stimulus of operators that reduce a row of scores: every row comes several times, once for each pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import cycle
 
 import numpy as np
 
 from . import Streams
 
 SHORTEST, LONGEST = 16, 64
+# Patterns (count, longest) of so many new rows, and their lengths.
+Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
 
 
 def normal_rows(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
@@ -14,23 +17,48 @@ def normal_rows(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     return np.where(rng.random((shape[0], 1)) < 1 / 8, 30, 3) * rng.standard_normal(shape)
 
 
-class Rows:
-    """Rows of 16 to 64 scores, `passes` times each; idle cycles between passes, one at least where `gap` is 1.
+def random_rows(scores: Callable[..., np.ndarray], longest: int = LONGEST, spare: int = 0) -> Draw:
+    """Rows of 16 to `longest` scores, which `scores(rng, shape)` gives. With `spare`, lengths are drawn up to so much
+    beyond and cut: that many more rows are of full length."""
 
-    Streams are in different places of their rows. `scores(rng, shape)` gives patterns.
+    def draw(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = scores(rng, (count, longest))
+        return rows, np.minimum(rng.integers(SHORTEST, longest + spare + 1, count), longest)
+
+    return draw
+
+
+def given_rows(rows: Sequence[np.ndarray]) -> Draw:
+    """These rows of patterns, one after another and from the first one again."""
+    longest, order = max(map(len, rows)), cycle(rows)
+
+    def draw(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+        taken = [next(order) for _ in range(count)]
+        padded = np.array([np.pad(row, (0, longest - len(row))) for row in taken], dtype=np.int64)
+        return padded.reshape(count, longest), np.array([len(row) for row in taken], dtype=np.int64)
+
+    return draw
+
+
+class Rows:
+    """Rows `passes` times each; idle cycles between passes, one at least where `gap` is 1.
+
+    Streams are in different places of their rows.
     """
 
-    def __init__(self, streams: int, passes: int, gap: int, scores: Callable[..., np.ndarray]):
-        self.passes, self.gap, self.scores = passes, gap, scores
-        self.row = np.zeros((streams, LONGEST), dtype=np.int64)
+    def __init__(self, streams: int, passes: int, gap: int, draw: Draw):
+        self.passes, self.gap, self.draw = passes, gap, draw
+        self.row = np.zeros((streams, 1), dtype=np.int64)
         self.length = np.zeros(streams, dtype=np.int64)
         self.position, self.phase, self.idle = self.length.copy(), self.length + passes, self.length.copy()
 
     def next(self, rng: np.random.Generator) -> Streams:
         """valid, phase (number of the pass), start (first score of a pass) and score of one cycle."""
         new = np.flatnonzero((self.phase == self.passes) & (self.idle == 0))
-        self.row[new] = self.scores(rng, (len(new), LONGEST))
-        self.length[new] = rng.integers(SHORTEST, LONGEST + 1, len(new))
+        rows, lengths = self.draw(rng, len(new))
+        if rows.shape[1] != self.row.shape[1]:  # at first
+            self.row = np.zeros((len(self.length), rows.shape[1]), dtype=np.int64)
+        self.row[new], self.length[new] = rows, lengths
         self.position[new] = self.phase[new] = 0
         valid = self.idle == 0
         score = self.row[np.arange(len(valid)), self.position]

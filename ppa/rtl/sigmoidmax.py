@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from . import Operator, Streams, register
+from . import Operator, Streams, Unit, register
 from .integers import signed
 from .lut_activation import FUNCTIONS
 from .rounding import saturate, shift_up
@@ -17,6 +17,7 @@ class SigmoidMax(Operator):
 
     module = "sigmoidmax"
     points = {"sigmoidmax_int8": {"SCALED": 0}, "sigmoidmax_int8_scaled": {"SCALED": 1}}
+    implements = {"sigmoidmax_int8": Unit("softmax", ("sigmoidmax",), 8)}
 
     def generated(self):
         return rom("sigmoidmax_rom", ENTRIES, 16)

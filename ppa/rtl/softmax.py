@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from . import Operator, Streams, fp, register
+from . import Operator, Streams, Unit, fp, register
 from .fp import FP16
-from .rows import Rows, normal_rows
+from .rows import Rows, given_rows, normal_rows, random_rows
 from .tables import rom
+from .trace import CYCLES
 
 LOG2_E = 1477  # 1.44238, of 2^10: 0.02 % below log2 e
 BIAS = (15 << 18) + (1 << 10)  # of the exponent, and one half of the last place that is kept
@@ -17,12 +18,14 @@ class Softmax(Operator):
 
     module = "softmax"
     points = {"softmax_nobuf": {"BUFFER": 0}, "softmax_buf256": {"BUFFER": 256}}
+    implements = {"softmax_nobuf": Unit("softmax", ("softmax",), 16, passes=3)}
     clocked = True
     powers = np.round(1024 * (2.0 ** (np.arange(128) / 128) - 1)).astype(np.int64)
 
     def __init__(self, BUFFER: int = 0):
         super().__init__(BUFFER=BUFFER)
         self.words = BUFFER
+        self.cycles = max(128, 3 * BUFFER + 64)  # the stimulus: three passes of a row that fills the buffer
 
     def generated(self):
         return rom("softmax_power", self.powers, 10)
@@ -74,14 +77,25 @@ class Softmax(Operator):
         return np.where((scale > 18) | (exponent < 0), 0, power)
 
     def stimulus(self, rng, streams, cycle):
-        """Rows of a normal distribution; with a buffer, noise after the first pass."""
+        """Rows of a normal distribution; with a buffer up to its size, a fifth of them full, and noise after the first
+        pass."""
         if cycle == 0:
-            self.rows = Rows(streams, 3, 0, lambda rng, shape: fp.from_float(normal_rows(rng, shape), FP16))
+            longest = {"longest": self.words, "spare": self.words // 4} if self.words else {}
+            scores = random_rows(lambda rng, shape: fp.from_float(normal_rows(rng, shape), FP16), **longest)
+            self.rows = Rows(streams, 3, 0, scores)
         assert self.rows
         x = self.rows.next(rng)
         if self.words:
             x["score"] = np.where(x["phase"] == 0, x["score"], rng.integers(0, 1 << 16, streams))
         return x
+
+    def replay(self, trace, streams):
+        """With a buffer, the score is still after the first pass."""
+        rng, longest = np.random.default_rng(0), self.words or None
+        rows = Rows(streams, 3, 0, given_rows([fp.from_float(row[:longest], FP16) for row in trace.scores]))
+        for _ in range(CYCLES):
+            x = rows.next(rng)
+            yield {**x, "score": x["score"] * (x["phase"] == 0)} if self.words else x
 
 
 def order(bits: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from . import Operator, Streams, register
+from . import Operator, Streams, Unit, register
 from .integers import signed
 
 
@@ -12,6 +12,7 @@ class SquaredRelu(Operator):
 
     module = "squared_relu"
     points = {"squared_relu_int8": {"WIDTH": 8}}
+    implements = {"squared_relu_int8": Unit("activation", ("squared_relu",), 8)}
 
     def inputs(self):
         return {"x": self.parameters["WIDTH"]}

@@ -1,6 +1,7 @@
 """Prices of all operators on one cell library, as a file that the estimators read.
 
-Each operator is synthesised at every point, held against its model, and its energy simulated under its own stimulus.
+Each operator is synthesised at every point, held against its model, and its energy simulated under its own stimulus;
+where a trace of a trained model has something to say about it, under that too.
 Results are cached by the hash of everything they depend on, so a run that was stopped goes on where it was, and the
 same input gives the same bytes.
 """
@@ -27,6 +28,7 @@ from gptcore.files import write_atomically
 from gptcore.registry import nearest
 
 from .. import rtl
+from ..rtl import trace
 from . import energy, flow, liberty, netlist
 
 FORMAT = 1
@@ -51,9 +53,11 @@ def calibrate(
     jobs: int = 1,
     out: Path | None = None,
     timeout_s: float = 600,
+    traces: Path = trace.FILE,
 ) -> Path:
     """Prices operators (default all) and writes them, one after another as they come, into `out`.
 
+    `traces` is a trace file, or the folder of a run, of which one is taken (ppa/synth/traces.py).
     What is in the file already stays until it is replaced, if library, tool and recipe are the same. RunError at the
     end, after all others were written, for operators that failed or differ from their model; these are left out.
     """
@@ -65,11 +69,12 @@ def calibrate(
     flow.yosys_version()
     library = liberty.load(liberty_path)
     path = out or FOLDER / f"{flow.settings(library).name}.json"
-    head = provenance(library)
+    traces = _trace_file(traces)
+    head = provenance(library) | _of_trace(traces)
     rows = _kept(path, head, known)
     failures = []
     with _progress(len(wanted)) as report:
-        for outcome in _outcomes(wanted, liberty_path, jobs, timeout_s):
+        for outcome in _outcomes(wanted, liberty_path, jobs, timeout_s, traces):
             if outcome.row is None:
                 failures.append(f"{outcome.name}: {outcome.error}")
                 rows.pop(outcome.name, None)
@@ -95,7 +100,27 @@ def provenance(library: liberty.Library) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def price(name: str, liberty_path: Path, timeout_s: float = 600, *, reuse: bool = False) -> dict[str, Any]:
+def _of_trace(path: Path) -> dict[str, Any]:
+    found = trace.load(path)
+    return {"trace": {"sha256": found.sha256, **found.source}}
+
+
+def _trace_file(path: Path) -> Path:
+    """That file, or one made of that run."""
+    if not path.is_dir():
+        return path
+    from .traces import capture
+
+    raw = capture(path)
+    file = cache_folder() / f"{hashlib.sha256(raw).hexdigest()}.trace.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, raw)
+    return file
+
+
+def price(
+    name: str, liberty_path: Path, timeout_s: float = 600, *, reuse: bool = False, traces: Path = trace.FILE
+) -> dict[str, Any]:
     """The row of one operator: its RTL hash, and for each point area, delay, energy, leakage and the comparison.
 
     `reuse` takes mapped netlists from the cache. RunError if the netlist differs from the model.
@@ -103,30 +128,31 @@ def price(name: str, liberty_path: Path, timeout_s: float = 600, *, reuse: bool 
     library = liberty.load(liberty_path)
     row: dict[str, Any] = {"rtl_sha256": flow.rtl_hash(rtl.make(name))}
     for point in flow.POINTS:
-        row[point] = _price(name, library, liberty_path, point, timeout_s, reuse)
+        row[point] = _price(name, library, liberty_path, point, timeout_s, reuse, traces)
     return row
 
 
 def _price(
-    name: str, library: liberty.Library, path: Path, point: str, timeout_s: float, reuse: bool
+    name: str, library: liberty.Library, path: Path, point: str, timeout_s: float, reuse: bool, traces: Path
 ) -> dict[str, Any]:
     operator = rtl.make(name)
     synthesise = _mapped if reuse else flow.synthesise
     mapped = synthesise(operator, library, path, point, timeout_s=timeout_s)
     compiled = netlist.compile_netlist(mapped.netlist, library)
-    simulation = netlist.run(compiled, operator)
-    if simulation.mismatches:
-        raise RunError(
-            f"the {point} netlist differs from the model in {simulation.mismatches} of {simulation.vectors} vectors, "
-            f"first in {simulation.first}"
-        )
+    simulation = _equal(netlist.run(compiled, operator), point)
     costs = energy.prices(compiled, library, flow.settings(library).load_ff * 1e-15)
+    replay, traced = operator.replay(trace.load(traces), netlist.STREAMS), {}
+    if replay is not None:
+        replayed = _equal(netlist.run(compiled, operator, replay=replay), point)
+        used = energy.energy_j(costs, replayed.toggles, replayed.transitions)
+        traced = {"energy_pj_per_cycle_trace": _short(1e12 * used)}
     return {
         "area_um2": _short(mapped.area_um2),
         "sequential_area_um2": _short(mapped.sequential_area_um2),
         "cells": sum(mapped.cells.values()),
         "delay_ps": _short(mapped.delay_ps),
         "energy_pj_per_cycle": _short(1e12 * energy.energy_j(costs, simulation.toggles, simulation.transitions)),
+        **traced,
         "leakage_w": _short(energy.leakage_w(compiled, library)),
         "glitch_factor": _short(energy.glitch_factor(compiled, library, costs, simulation)),
         "equivalence": {
@@ -135,6 +161,15 @@ def _price(
             "exhaustive": simulation.exhaustive,
         },
     }
+
+
+def _equal(simulation: netlist.Simulation, point: str) -> netlist.Simulation:
+    if simulation.mismatches:
+        raise RunError(
+            f"the {point} netlist differs from the model in {simulation.mismatches} of {simulation.vectors} vectors, "
+            f"first in {simulation.first}"
+        )
+    return simulation
 
 
 def _mapped(
@@ -156,13 +191,13 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _outcome(name: str, path: Path, timeout_s: float) -> Outcome:
+def _outcome(name: str, path: Path, timeout_s: float, traces: Path) -> Outcome:
     """One operator, from the cache if nothing that it depends on has changed. Runs in a process of its own."""
     try:
-        cached = cache_folder() / f"{content_hash(name, liberty.load(path))}.json"
+        cached = cache_folder() / f"{content_hash(name, liberty.load(path), traces)}.json"
         if cached.exists():
             return Outcome(name, json.loads(cached.read_text()), from_cache=True)
-        row = price(name, path, timeout_s, reuse=True)
+        row = price(name, path, timeout_s, reuse=True, traces=traces)
         cached.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(cached, json.dumps(row, sort_keys=True).encode())
         return Outcome(name, row)
@@ -174,11 +209,12 @@ def cache_folder() -> Path:
     return liberty.cache_folder().with_name("operators")
 
 
-def content_hash(name: str, library: liberty.Library) -> str:
-    """sha256 of what a row depends on: RTL, model, tables, recipe, library, tool and the code that computes it."""
+def content_hash(name: str, library: liberty.Library, traces: Path) -> str:
+    """sha256 of what a row depends on: RTL, model, tables, recipe, library, tool, trace, and this code."""
     operator = rtl.make(name)
     code = [Path(__file__).with_name(file).read_text() for file in _METHOD]
     parts = [name, flow.rtl_hash(operator), provenance(library), code, _model_texts(type(operator).__module__)]
+    parts.append(trace.load(traces).sha256)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -199,14 +235,14 @@ def _model_texts(module: str) -> list[str]:
     return [found[stem] for stem in sorted(found)]
 
 
-def _outcomes(names: Sequence[str], path: Path, jobs: int, timeout_s: float) -> Iterator[Outcome]:
+def _outcomes(names: Sequence[str], path: Path, jobs: int, timeout_s: float, traces: Path) -> Iterator[Outcome]:
     if jobs <= 1 or len(names) <= 1:
         for name in names:
-            yield _outcome(name, path, timeout_s)
+            yield _outcome(name, path, timeout_s, traces)
         return
     pool = ProcessPoolExecutor(min(jobs, len(names)), mp_context=get_context("spawn"), initializer=_end_at_interrupt)
     try:
-        for future in as_completed([pool.submit(_outcome, name, path, timeout_s) for name in names]):
+        for future in as_completed([pool.submit(_outcome, name, path, timeout_s, traces) for name in names]):
             yield future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

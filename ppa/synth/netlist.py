@@ -5,7 +5,7 @@ what was never written is found out. The reset lasts some cycles, in which all i
 on its data fills with what follows from 0.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import repeat
 from operator import and_, xor
@@ -190,12 +190,19 @@ def _expression(function: str, cell: Cell, inputs: Mapping[str, int], state: str
 
 
 def run(
-    netlist: Netlist, operator: Operator, *, streams: int = STREAMS, cycles: int | None = None, seed: int = 0
+    netlist: Netlist,
+    operator: Operator,
+    *,
+    streams: int = STREAMS,
+    cycles: int | None = None,
+    seed: int = 0,
+    replay: Iterable[Streams] | None = None,
 ) -> Simulation:
     """Drives netlist and model side by side, and compares every output in every cycle.
 
     128 cycles, unless the operator has a number of its own (`cycles`), because its protocol is longer.
     Combinational operators with at most 16 input bits are also compared on every input there is.
+    `replay` gives inputs cycle after cycle, in place of those of the operator.
     """
     _check_ports(netlist, operator)
     count: int = getattr(operator, "cycles", CYCLES) if cycles is None else cycles
@@ -211,8 +218,8 @@ def run(
     result = Simulation(0, 0, "", toggles=[0] * netlist.nets)
     kept = (1 << TRACED) - 1
     last = None
-    for cycle in range(count):
-        x = operator.stimulus(rng, streams, cycle)
+    given = (operator.stimulus(rng, streams, cycle) for cycle in range(count)) if replay is None else replay
+    for cycle, x in enumerate(given):
         nets, states = netlist.cycle(_packed(netlist, operator, x, ones), states, ones)
         _compare(result, netlist, operator, x, nets, streams, f"cycle {cycle}")
         if last is not None:
@@ -221,7 +228,7 @@ def run(
         result.trace.append(list(map(and_, nets, repeat(kept))))
         last = nets
     widths = operator.inputs()
-    if not operator.clocked and sum(widths.values()) <= EXHAUSTIVE_BITS:
+    if replay is None and not operator.clocked and sum(widths.values()) <= EXHAUSTIVE_BITS:
         _exhaustive(result, netlist, operator, widths)
     return result
 

@@ -59,7 +59,7 @@ def test_default_folder_carries_name_and_identity(tmp_path, monkeypatch, capsys)
         (["report", *FLAGS, "--batch_size=0"], "batch_size 0 must be at least 1"),
         (["report", *FLAGS, "--bits=0"], "--bits 0: expected a width of 1 to 64"),
         (["report", *FLAGS, "--bits=weights=4"], "weight=N, activation=N, kv=N"),
-        (["report", *FLAGS, "--hardware=edge-x1"], "no cost model for hardware 'edge-x1' is available"),
+        (["report", *FLAGS, "--hardware=edge-x1"], "no hardware 'edge-x1'"),
         (["report", *FLAGS[:-1], "--dataset=no_such_set"], "model.vocab_size=50257"),
         (["report", *FLAGS, "--n_hed=2"], "n_head"),
     ],
@@ -128,5 +128,5 @@ def test_options_are_frozen():
     options = {option for action in build_parser("ppa")._actions for option in action.option_strings}
     assert options == {
         "-h", "--help", "--hardware", "--seq_len", "--context", "--batch_size", "--bits", "-o", "--output",
-        "--liberty", "--ops", "--jobs", "--out",
+        "--data", "--measured", "--liberty", "--ops", "--jobs", "--out",
     }  # fmt: skip

@@ -8,7 +8,6 @@ import torch
 from rich.console import Console
 from small import CHECKS, STAGES, config
 
-import ppa.report
 from gptcore.config import identity
 from gptcore.errors import UserError
 from gptcore.ops import PRIMITIVES, Bits
@@ -54,16 +53,37 @@ def test_hash_can_be_that_of_the_configuration_before_its_vocabulary_was_known()
         make_report(unknown)
 
 
-def test_hardware(tmp_path, monkeypatch):
-    monkeypatch.setattr(ppa.report, "HARDWARE", tmp_path)
-    named = make_report(config(hardware="edge"))["hardware"]
-    assert named["name"] == "edge" and "no cost model for hardware 'edge' is available yet" in named["statement"]
-    (tmp_path / "edge.yaml").write_text("")
-    assert make_report(config(), hardware="edge")["hardware"]["name"] == "edge"
-    with pytest.raises(UserError, match="did you mean 'edge'.*known: edge"):
-        make_report(config(), hardware="egde")
+def test_hardware():
+    named = make_report(config(hardware="edge-sky130"))
+    assert named["hardware"]["name"] == "edge-sky130" and named["hardware"]["description"]["kind"] == "asic"
+    asked = make_report(config(), hardware="edge-sky130")
+    assert asked["totals"] == named["totals"] and asked["estimate"] == named["estimate"]
+    with pytest.raises(UserError, match="did you mean 'edge-sky130'"):
+        make_report(config(), hardware="edge-sky13")
     plain = make_report(config())
-    assert plain["hardware"]["name"] is None and "no hardware named" in plain["hardware"]["statement"]
+    assert plain["estimate"] is None and "area_m2" not in plain["totals"]
+    assert plain["hardware"] == {"name": None, "statement": plain["hardware"]["statement"]}
+    assert "no hardware named" in plain["hardware"]["statement"]
+
+
+def test_kernels_and_components_of_a_report_add_up():
+    report = make_report(config(), hardware="edge-asap7")
+    estimate, totals = report["estimate"], report["totals"]
+    assert sum(q["value"] for q in estimate["area_by_component"].values()) == pytest.approx(totals["area_m2"]["value"])
+    for stage in STAGES:
+        rows = [row for row in estimate["kernels"] if row["stage"] == stage]
+        assert sum(row["seconds"] for row in rows) == pytest.approx(totals["latency_s"][stage]["value"])
+        assert sum(row["dram_bytes"] for row in rows) == pytest.approx(estimate["stages"][stage]["dram_bytes"])
+        by_component = estimate["stages"][stage]["energy_by_component"]
+        for name in by_component.keys() - {"control", "leakage"}:
+            parts = sum(row["energy_by_component"].get(name, 0.0) for row in rows)
+            assert parts == pytest.approx(by_component[name]["value"])
+        energy = totals["energy_j"][stage]
+        assert sum(q["value"] for q in by_component.values()) == pytest.approx(energy["value"])
+        per_token = totals["energy_per_token_j"][stage]["value"] * estimate["stages"][stage]["tokens"]
+        assert per_token == pytest.approx(energy["value"])
+    here = next(row for row in estimate["sweep"] if (row["batch"], row["context"]) == (1, 16))
+    assert here["decode"]["latency_s"] == totals["latency_s"]["decode"]
 
 
 def test_files(report, tmp_path):

@@ -12,7 +12,7 @@ from ppa.rtl import fp, make, softmax
 from ppa.rtl.consmax import ConSmax, ConSmaxWritable
 from ppa.rtl.exp_lut import ExpLut
 from ppa.rtl.exp_split import ExpSplit
-from ppa.rtl.rows import LONGEST, SHORTEST, Rows
+from ppa.rtl.rows import LONGEST, SHORTEST, Rows, random_rows
 from ppa.rtl.softermax import Softermax
 from ppa.rtl.softmax import LOG2_E, Softmax
 
@@ -190,7 +190,7 @@ def test_a_buffer_gives_the_same_weights_without_reading_the_scores_again():
     rng, outside, inside = np.random.default_rng(4), Softmax(), Softmax(BUFFER=256)
     outside.reset(100)
     inside.reset(100)
-    rows = Rows(100, 3, 0, lambda rng, shape: fp.from_float(rng.standard_normal(shape), fp.FP16))
+    rows = Rows(100, 3, 0, random_rows(lambda rng, shape: fp.from_float(rng.standard_normal(shape), fp.FP16)))
     for _ in range(300):
         x = rows.next(rng)
         noise = np.where(x["phase"] == 0, x["score"], rng.integers(0, 1 << 16, 100))
