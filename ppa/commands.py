@@ -1,13 +1,17 @@
 """What a configuration costs in hardware.
 
   gptcore ppa report CONFIG [options] [key.path=value | --flat_name=value ...]
+  gptcore ppa compare A B ... [--sort COLUMN] [options]
   gptcore ppa validate --data DIR
   gptcore ppa fit --hardware NAME --measured FILE
-  gptcore ppa calibrate --liberty FILE [--ops NAME ...] [--jobs N] [--out FILE]
+  gptcore ppa calibrate --liberty FILE [--ops NAME ...] [--traces RUN] [--jobs N] [--out FILE]
 
 report: CONFIG is a configuration file, or the folder of a run. The report counts parameters, matrix FLOPs, primitive
 operations and bytes of prefill, decode and a training step, and checks them against the module itself. It goes to the
-terminal and, as report.json, report.md and ops.csv, into a folder. Exit code 1 if a check fails.
+terminal and, as report.html, report.json, report.md and ops.csv, into a folder. Exit code 1 if a check fails.
+
+compare: several configurations, run folders or report.json files side by side, against the first; a folder stands for
+all configurations in it. Marked: what another one beats or equals in everything.
 
 validate: compares the estimates with published and measured figures, which DIR holds, and writes docs/validation.md and
 what reports show of it. A section whose files are not there is left out, and says so.
@@ -25,7 +29,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gptcore.errors import DataError, RunError, UserError
 
@@ -40,9 +44,10 @@ _ROLES = ("weight", "activation", "kv")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
         "gptcore ppa report CONFIG [options] [key.path=value | --flat_name=value ...]\n"
+        "       gptcore ppa compare A B ... [--sort COLUMN] [options]\n"
         "       gptcore ppa validate --data DIR\n"
         "       gptcore ppa fit --hardware NAME --measured FILE\n"
-        "       gptcore ppa calibrate --liberty FILE [--ops NAME ...] [--jobs N] [--out FILE]"
+        "       gptcore ppa calibrate --liberty FILE [--ops NAME ...] [--traces RUN] [--jobs N] [--out FILE]"
     )
     parser.add_argument("--hardware", metavar="NAME", help="price for this machine (a file of ppa/hardware)")
     parser.add_argument("--seq_len", type=int, metavar="N", help="tokens of prefill and training; default block_size")
@@ -50,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=1, metavar="N", help="sequences; default 1")
     parser.add_argument("--bits", metavar="SPEC", help="widths: 8 for all, or weight=4,kv=8; default model.bits")
     parser.add_argument("-o", "--output", metavar="DIR", help="default out/ppa/<config name>-<identity>")
+    parser.add_argument("--baseline", metavar="CONFIG", help="report: what to compare with on the page")
+    comparison = parser.add_argument_group("compare")
+    comparison.add_argument("--sort", metavar="COLUMN", help="params, area, energy_decode, latency_decode, ...")
     validation = parser.add_argument_group("validate")
     validation.add_argument("--data", metavar="DIR", help="folder of published and measured figures")
     fitting = parser.add_argument_group("fit")
@@ -57,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     calibration = parser.add_argument_group("calibrate")
     calibration.add_argument("--liberty", metavar="FILE", help="cell library, plain or xz")
     calibration.add_argument("--ops", nargs="+", metavar="NAME", help="operators; default all")
+    calibration.add_argument("--traces", metavar="PATH", help="run folder whose activations give a second energy")
     calibration.add_argument("--jobs", type=int, metavar="N", help="operators at a time; default one a core")
     calibration.add_argument("--out", metavar="FILE", help="default ppa/calibration/<library>.json")
 
@@ -64,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     actions: dict[str | None, Callable[[argparse.Namespace], int]] = {
         "report": _report,
+        "compare": _compare,
         "validate": _validate,
         "fit": _fit,
         "calibrate": _calibrate,
@@ -74,18 +84,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from gptcore.config import identity
+    from .report import failed_checks, print_report, write_report
 
-    from .report import failed_checks, make_report, print_report, write_report
-
-    config, name, vocab_size = _load(args.overrides)
-    run_identity = identity(config)
-    report = make_report(
-        config.with_vocab(vocab_size), batch_size=args.batch_size, seq_len=args.seq_len, context=args.context,
-        bits=parse_bits(args.bits, config.model), identity=run_identity, name=name, hardware=args.hardware,
-    )  # fmt: skip
-    folder = Path(args.output or f"out/ppa/{name}-{run_identity[:8]}")
-    paths = write_report(report, folder)
+    report = _reported(args, args.overrides)
+    hardware = args.hardware or report["hardware"]["name"]
+    baseline = _reported(args, [args.baseline], hardware) if args.baseline else None
+    folder = Path(args.output or f"out/ppa/{report['name']}-{report['config_hash'][:8]}")
+    paths = write_report(report, folder, baseline)
     print_report(report)
     print(f"\nwritten: {folder}/  ({', '.join(path.name for path in paths)})")
     failed = failed_checks(report)
@@ -95,6 +100,63 @@ def _report(args: argparse.Namespace) -> int:
             "kind and its module disagree, so these counts are wrong; see the checks above"
         )
     return 0
+
+
+def _reported(args: argparse.Namespace, rest: list[str], hardware: str | None = None) -> dict[str, Any]:
+    """The report of a configuration at the point of operation that the options name."""
+    from gptcore.config import identity
+
+    from .report import make_report
+
+    config, name, vocab_size = _load(rest)
+    return make_report(
+        config.with_vocab(vocab_size), batch_size=args.batch_size, seq_len=args.seq_len, context=args.context,
+        bits=parse_bits(args.bits, config.model), identity=identity(config), name=name,
+        hardware=hardware or args.hardware,
+    )  # fmt: skip
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from gptcore.files import write_atomically
+
+    from .compare import compare, comparison_lines
+    from .compare_page import comparison_page
+
+    names: list[str] = []
+    settings: list[str] = []
+    for word in args.overrides:
+        (settings if word.startswith("-") or "=" in word else names).append(word)
+    files = [path for name in names for path in _configurations(Path(name))]
+    if len(files) < 2:
+        raise UserError(f"compare needs two configurations or more, or a folder of them; {len(files)} given")
+    reports, machine = [], args.hardware
+    for path in files:
+        if path.suffix == ".json" and path.name == "report.json":
+            reports.append(json.loads(path.read_text()))
+        else:
+            reports.append(_reported(args, [str(path), *settings], machine))
+        machine = machine or reports[-1]["hardware"]["name"]  # all on the machine of the first
+    comparison = compare(reports, sort=args.sort)
+    folder = Path(args.output or "out/ppa/comparison")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "comparison.html", comparison_page(comparison).encode())
+        write_atomically(folder / "comparison.json", (json.dumps(comparison, indent=1) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}; choose another with -o") from error
+    print(comparison_lines(comparison))
+    print(f"\nwritten: {folder}/  (comparison.html, comparison.json)")
+    return 0
+
+
+def _configurations(path: Path) -> list[Path]:
+    """A file, a run folder, or every configuration of a folder."""
+    if not path.is_dir() or (path / "config.yaml").is_file():
+        return [path]
+    found = sorted(p for p in path.iterdir() if p.suffix in (".yaml", ".yml", ".json") or (p / "config.yaml").is_file())
+    if not found:
+        raise UserError(f"{path} holds no configuration")
+    return found
 
 
 def _validate(args: argparse.Namespace) -> int:
@@ -146,7 +208,7 @@ def _calibrate(args: argparse.Namespace) -> int:
         raise UserError(f"--jobs {args.jobs}: expected at least 1")
     path = calibrate(
         Path(args.liberty), operators=args.ops, jobs=args.jobs or os.cpu_count() or 1,
-        out=Path(args.out) if args.out else None,
+        out=Path(args.out) if args.out else None, traces=Path(args.traces) if args.traces else None,
     )  # fmt: skip
     print(f"written: {path}")
     return 0

@@ -149,7 +149,8 @@ def _labels(reports: Sequence[Report]) -> list[str]:
 
 def _notes(reports: Sequence[Report], columns: Sequence[Column], judged: Sequence[str]) -> list[str]:
     titles = {c.key: c.title for c in columns}
-    notes = [f"dominated: another row is no worse in {', '.join(titles[key] for key in judged)} and better in one, by best values"]
+    named = ", ".join(titles[key] for key in judged)
+    notes = [f"dominated: by best values, another row is no worse in {named} and better in one"]
     if columns is COUNTED:
         return [*notes, "counts only: not every report names a machine, so area, energy and latency are not compared"]
     points = {str(report["point"]) for report in reports}

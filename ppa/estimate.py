@@ -9,7 +9,7 @@ same, and `notes` says so.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -28,7 +28,7 @@ from .count import Point, make_point, train_bits
 from .figure import Quantity, total
 from .gpu_chip import GpuChip
 from .machine import Asic, Machine, load_machine
-from .work import Kernel, kernels_of
+from .work import Kernel, kernels_of, together
 
 REMEMBERED = 1 << 14  # parts; some 20 kB each
 Chip = AsicChip | GpuChip
@@ -73,6 +73,7 @@ class _Part:
     silicon: Silicon
     weight_bytes: float = 0.0
     kv_bytes: float = 0.0
+    updates: list[tuple[Kernel, int]] = field(default_factory=list)  # of the optimizer, which is one for all parts
     entangled: bool = False  # shares parameters, or tensors of a width of their own, with others: no part by itself
 
     def join(self, other: "_Part", times: int = 1) -> None:
@@ -80,6 +81,7 @@ class _Part:
         self.silicon.join(other.silicon)
         self.weight_bytes += other.weight_bytes * times
         self.kv_bytes += other.kv_bytes * times
+        self.updates += [(kernel, n * times) for kernel, n in other.updates]
         self.entangled |= other.entangled
 
 
@@ -109,6 +111,9 @@ def estimate(
     found: dict[Stage, StageEstimate] = {}
     for stage, row in zip(stages, whole.rows, strict=True):
         cost = chip.components.cost(row)
+        if stage == "train":
+            for kernel in together(whole.updates):
+                cost.add(chip.price(kernel, Silicon(), True))
         by_component = chip.energies(cost, whole.silicon, whole.weight_bytes, whole.kv_bytes)
         joules = total(by_component.values())
         tokens = point.batch * (1 if stage == "decode" else point.seq_len)
@@ -244,7 +249,10 @@ def _priced(chip: Chip, graphs: Mapping[Stage, Graph]) -> _Part:
         training = stage == "train"
         cost, silicon = Cost(), Silicon() if training else part.silicon  # the chip is made for inference
         for kernel in kernels_of(graph.ops):
-            cost.add(chip.price(kernel, silicon, training))
+            if kernel.phase == "optimizer" and not kernel.products:
+                part.updates.append((kernel, 1))
+            else:
+                cost.add(chip.price(kernel, silicon, training))
         row[:] = chip.components.row(cost)
         if not training:
             part.weight_bytes = float(sum(t.nbytes for t in graph.weights().values()))

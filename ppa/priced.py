@@ -1,7 +1,10 @@
 """The part of a report that knows a machine: area, energy and latency, where they go, how they move with the point."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from gptcore.config import Config
@@ -51,7 +54,7 @@ def price(config: Config, point: Point, name: str) -> dict[str, Any]:
         },
         "estimate": {
             "area_by_component": _table(found.area_by_component), "stages": stages, "notes": list(found.notes),
-            "peaks": _peaks(name), "sweep": list(_sweep(config, name, point)), "kernels": kernels,
+            "peaks": _peaks(name, point), "sweep": list(_sweep(config, name, point)), "kernels": kernels,
         },
     }  # fmt: skip
 
@@ -76,14 +79,23 @@ def _row(kernel: Kernel, cost: Any, stage: Stage) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _peaks(name: str) -> dict[str, float]:
+def _peaks(name: str, point: Point) -> dict[str, float]:
     """The roofline of a machine: FLOP/s of its matrix units at the widths of the point, and bytes/s of its memory."""
     machine = load_machine(name)
     if machine.kind == "gpu":
-        return {"flop_per_s": machine.rates.flop_per_s[16], "bytes_per_s": machine.rates.bandwidth}
+        bits = max(4, min(32, max(point.bits.weight, point.bits.activation)))
+        return {"flop_per_s": machine.rates.flop_per_s[bits], "bytes_per_s": machine.rates.bandwidth}
     array, clock = machine.array, machine.technology.clock_hz.value
     cells = array.rows * array.columns * array.count
     return {"flop_per_s": 2 * cells * clock, "bytes_per_s": machine.dram.bandwidth_bytes_per_s.value}
+
+
+@lru_cache
+def estimator() -> str:
+    """What the numbers depend on beside configuration and machine: a hash of this package and its calibrations."""
+    folder = Path(__file__).parent
+    files = sorted(path for suffix in ("*.py", "calibration/*") for path in folder.glob(suffix))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
 def _sweep(config: Config, name: str, point: Point) -> Iterable[dict[str, Any]]:

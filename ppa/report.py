@@ -1,6 +1,7 @@
 """The cost report: one JSON document, and the files made from it.
 
-    report.json   everything, versioned, in SI units; the other two are views of it
+    report.json   everything, versioned, in SI units; the others are views of it
+    report.html   a page that needs nothing else: no network, no script to be readable
     report.md     the tables that the terminal shows
     ops.csv       one row an operation
 
@@ -12,7 +13,7 @@ import csv
 import io
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ from gptcore.ops import PRIMITIVES, Bits
 
 from .check import run_checks
 from .count import BYTE_CLASSES, CONVENTIONS, MASTER_BITS, Counted, count, make_point, train_bits
-from .priced import describe, price
+from .page import render_page
+from .priced import describe, estimator, price
 from .render import markdown, print_report, summary_lines
+from .validation import RESULTS
 
 SCHEMA_VERSION = 1
 
@@ -83,7 +86,9 @@ def _versions() -> dict[str, str]:
         own = metadata.version("gptcore")
     except metadata.PackageNotFoundError:
         own = "not installed"
-    return {"gptcore": own, "torch": torch.__version__, "python": platform.python_version()}
+    return {
+        "gptcore": own, "estimator": estimator(), "torch": torch.__version__, "python": platform.python_version(),
+    }  # fmt: skip
 
 
 def failed_checks(report: Mapping[str, Any]) -> list[str]:
@@ -126,10 +131,19 @@ def to_csv(report: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def write_report(report: Mapping[str, Any], folder: str | Path) -> list[Path]:
-    """Writes report.json, report.md and ops.csv, each atomically; returns their paths. UserError if it cannot."""
+def write_report(
+    report: Mapping[str, Any], folder: str | Path, baseline: Mapping[str, Any] | None = None
+) -> list[Path]:
+    """Writes report.json, report.html (against `baseline`), report.md and ops.csv, each atomically; their paths.
+
+    UserError if it cannot.
+    """
     folder = Path(folder)
-    texts = {"report.json": to_json, "report.md": markdown, "ops.csv": to_csv}
+    validation = json.loads(RESULTS.read_text()) if RESULTS.exists() else None
+    texts: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "report.json": to_json, "report.html": lambda r: render_page(r, baseline, validation), "report.md": markdown,
+        "ops.csv": to_csv,
+    }  # fmt: skip
     paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

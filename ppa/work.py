@@ -122,29 +122,33 @@ def kernels_of(ops: Iterable[Op]) -> list[Kernel]:
                 made_by[t.name] = first
     updates = [group for group in groups if group and group[0].phase == "optimizer" and _is_pointwise(group)]
     kernels = [_kernel(group) for group in groups if group and group not in updates]
-    return [*kernels, *_together([_kernel(group) for group in updates])] if updates else kernels
+    return [*kernels, *together([(_kernel(group), 1) for group in updates])] if updates else kernels
 
 
 def _is_pointwise(ops: list[Op]) -> bool:
     return all(type(op) is Pointwise for op in ops)
 
 
-def _together(kernels: list[Kernel]) -> list[Kernel]:
-    """Independent kernels of the same streams as one."""
-    found: dict[Any, list[Kernel]] = {}
-    for kernel in kernels:
-        found.setdefault(tuple((s.slot, s.kind, s.primitives) for s in kernel.streams), []).append(kernel)
+def together(kernels: Iterable[tuple[Kernel, int]]) -> list[Kernel]:
+    """Independent kernels without products, each so many times: those of the same streams as one."""
+    found: dict[Any, list[tuple[Kernel, int]]] = {}
+    for kernel, times in kernels:
+        found.setdefault(tuple((s.slot, s.kind, s.primitives) for s in kernel.streams), []).append((kernel, times))
     merged = []
     for group in found.values():
+        first = group[0][0]
         streams = tuple(
-            same[0]._replace(
-                elements=sum(s.elements for s in same),
-                counts=tuple((name, sum(dict(s.counts)[name] for s in same)) for name, _ in same[0].counts),
+            stream._replace(
+                elements=sum(kernel.streams[i].elements * times for kernel, times in group),
+                counts=tuple(
+                    (name, sum(dict(kernel.streams[i].counts)[name] * times for kernel, times in group))
+                    for name, _ in stream.counts
+                ),
             )
-            for same in zip(*(kernel.streams for kernel in group), strict=True)
+            for i, stream in enumerate(first.streams)
         )
-        sums = {key: sum(getattr(kernel, key) for kernel in group) for key in _BYTES}
-        merged.append(group[0]._replace(streams=streams, **sums))
+        sums = {key: sum(getattr(kernel, key) * times for kernel, times in group) for key in _BYTES}
+        merged.append(first._replace(streams=streams, **sums))
     return merged
 
 

@@ -91,13 +91,10 @@ def _state(slot: str, cls: Any) -> str:
 
 
 @cache
-def _calibrated() -> set[str]:
-    """Names of all operators with a price in some cell library; they begin with the kind that they compute."""
-    return {
-        name
-        for file in (PACKAGES / "ppa" / "calibration").glob("*.json")
-        for name in json.loads(file.read_text())["operators"]
-    }
+def _designed() -> set[str]:
+    """`slot/kind` of everything that an operator with a price in some cell library computes."""
+    files = (PACKAGES / "ppa" / "calibration").glob("*.json")
+    return {place for file in files for places in json.loads(file.read_text())["units"].values() for place in places}
 
 
 def _row(slot: str, name: str, cls: Any) -> str:
@@ -112,7 +109,7 @@ def _row(slot: str, name: str, cls: Any) -> str:
     if macs:
         shown = ", ".join(filter(None, [f"MAC {macs / elements:.4g}", shown]))
     fused = (PACKAGES / "kernels" / f"{name}.py").is_file() or (slot == "softmax" and cls.attend is not Softmax.attend)
-    silicon = any(operator == name or operator.startswith(name + "_") for operator in _calibrated())
+    silicon = f"{slot}/{name}" in _designed()
     formula = (cls.__doc__ or "").strip().splitlines()[0].replace("|", "\\|")
     cells = [
         f"`{name}`", formula, f"{sum(w.numel for w in g.weights().values()):,}", shown or "none",

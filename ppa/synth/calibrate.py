@@ -53,11 +53,12 @@ def calibrate(
     jobs: int = 1,
     out: Path | None = None,
     timeout_s: float = 600,
-    traces: Path = trace.FILE,
+    traces: Path | None = None,
 ) -> Path:
     """Prices operators (default all) and writes them, one after another as they come, into `out`.
 
-    `traces` is a trace file, or the folder of a run, of which one is taken (ppa/synth/traces.py).
+    `traces` is a trace file, or the folder of a run, of which one is taken (ppa/synth/traces.py); by default the
+    committed one.
     What is in the file already stays until it is replaced, if library, tool and recipe are the same. RunError at the
     end, after all others were written, for operators that failed or differ from their model; these are left out.
     """
@@ -69,7 +70,7 @@ def calibrate(
     flow.yosys_version()
     library = liberty.load(liberty_path)
     path = out or FOLDER / f"{flow.settings(library).name}.json"
-    traces = _trace_file(traces)
+    traces = _trace_file(traces or trace.FILE)
     head = provenance(library) | _of_trace(traces)
     rows = _kept(path, head, known)
     failures = []
@@ -264,7 +265,7 @@ def _kept(path: Path, head: dict[str, Any], known: Sequence[str]) -> dict[str, A
         return {}
     try:
         old = json.loads(path.read_text())
-        rows = old.pop("operators")
+        rows, _ = old.pop("operators"), old.pop("units", None)
     except (ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{path} exists and is no calibration; give another --out, or remove it") from error
     if old != head:
@@ -275,7 +276,8 @@ def _kept(path: Path, head: dict[str, Any], known: Sequence[str]) -> dict[str, A
 
 def _write(path: Path, head: dict[str, Any], rows: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**head, "operators": rows}, indent=1, sort_keys=True) + "\n"
+    units = {name: [f"{u.slot}/{kind}" for kind in u.kinds] for name, u in rtl.units() if name in rows}
+    text = json.dumps({**head, "operators": rows, "units": units}, indent=1, sort_keys=True) + "\n"
     write_atomically(path, text.encode())
 
 

@@ -80,8 +80,9 @@ def check_parts(c, name):
 
 @pytest.mark.parametrize("slot, kind", configs.kind_ids())
 def test_parts_priced_once_add_up_to_the_whole_for_every_kind(slot, kind):
-    model = configs.config_for(slot, kind)
-    check_parts(from_dict({"model": model.model_dump(exclude_unset=True)}), "edge-asap7")
+    c = from_dict({"model": configs.config_for(slot, kind).model_dump(exclude_unset=True)})
+    check_parts(c, "edge-asap7")
+    check_parts(c, "a100-80")
 
 
 @pytest.mark.parametrize("i", range(30))

@@ -35,7 +35,7 @@ def test_command(tmp_path, capsys):
     options = ["--seq_len", "12", "--context=9", "--batch_size", "2", "--bits", "weight=4,kv=8", "-o", str(out)]
     assert main(["ppa", "report", str(config_file), *options, "--softmax_variant_attn=consmax", "--hardware_x=1"]) == 2
     assert main(["ppa", "report", str(config_file), *options, "--softmax_variant_attn=consmax"]) == 0
-    assert f"written: {out}/  (report.json, report.md, ops.csv)" in capsys.readouterr().out
+    assert f"written: {out}/  (report.json, report.html, report.md, ops.csv)" in capsys.readouterr().out
     found = read(out)
     assert found["name"] == "mine" and found["model"]["attention"]["softmax"]["kind"] == "consmax"
     assert found["point"]["bits"] == {"weight": 4, "activation": 16, "kv": 8}
@@ -128,5 +128,40 @@ def test_options_are_frozen():
     options = {option for action in build_parser("ppa")._actions for option in action.option_strings}
     assert options == {
         "-h", "--help", "--hardware", "--seq_len", "--context", "--batch_size", "--bits", "-o", "--output",
-        "--data", "--measured", "--liberty", "--ops", "--jobs", "--out",
+        "--baseline", "--sort", "--data", "--measured", "--liberty", "--ops", "--traces", "--jobs", "--out",
     }  # fmt: skip
+
+
+def test_compare(tmp_path, capsys):
+    """A configuration, another and a report, then the folder that holds the two configurations."""
+    small = "model: {n_layer: 1, n_embd: 32, block_size: 16, vocab_size: 29, attention: {n_head: 4}}\n"
+    folder, out = tmp_path / "configs", tmp_path / "out"
+    folder.mkdir()
+    (folder / "a.yaml").write_text(small)
+    (folder / "b.yaml").write_text(small.replace("n_layer: 1", "n_layer: 2"))
+    machine = ["--hardware", "edge-sky130"]
+    assert main(["ppa", "report", str(folder / "a.yaml"), *machine, "-o", str(tmp_path / "report")]) == 0
+    capsys.readouterr()
+    report = str(tmp_path / "report" / "report.json")
+    assert (
+        main(["ppa", "compare", str(folder / "a.yaml"), str(folder / "b.yaml"), report, *machine, "-o", str(out)]) == 0
+    )
+    told = capsys.readouterr().out
+    assert f"written: {out}/  (comparison.html, comparison.json)" in told
+    content = json.loads((out / "comparison.json").read_text())
+    params = [row["values"]["params"]["value"] for row in content["rows"]]
+    assert len(params) == 3 and len(set(params)) == 2
+    assert main(["ppa", "compare", str(folder), *machine, "--sort", "params", "-o", str(out)]) == 0
+    assert main(["ppa", "compare", str(folder / "a.yaml"), "-o", str(out)]) == 2
+    assert "two configurations or more" in capsys.readouterr().err
+    assert main(["ppa", "compare", str(folder), *machine, "--sort", "beauty", "-o", str(out)]) == 2
+
+
+def test_baseline_is_on_the_page(tmp_path):
+    for name, layers in (("a", 1), ("b", 2)):
+        (tmp_path / f"{name}.yaml").write_text(
+            f"model: {{n_layer: {layers}, n_embd: 32, block_size: 16, vocab_size: 29, attention: {{n_head: 4}}}}\n"
+        )
+    options = ["--hardware", "edge-sky130", "--baseline", str(tmp_path / "a.yaml"), "-o", str(tmp_path / "out")]
+    assert main(["ppa", "report", str(tmp_path / "b.yaml"), *options]) == 0
+    assert "Against the baseline" in (tmp_path / "out" / "report.html").read_text()

@@ -89,7 +89,7 @@ def test_kernels_and_components_of_a_report_add_up():
 def test_files(report, tmp_path):
     folder = tmp_path / "new" / "folder"
     paths = write_report(report, folder)
-    assert [path.name for path in paths] == ["report.json", "report.md", "ops.csv"]
+    assert [path.name for path in paths] == ["report.json", "report.html", "report.md", "ops.csv"]
     assert sorted(p.name for p in folder.iterdir()) == sorted(path.name for path in paths)
     assert json.loads((folder / "report.json").read_text()) == report
     lines = (folder / "report.json").read_text().splitlines()
