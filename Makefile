@@ -26,6 +26,8 @@ calibrate: setup  ## synthesise the hardware operators on a cell library: ARGS="
 	$(BIN)/gptcore ppa calibrate $(ARGS)
 validate: setup  ## estimates against published figures: ARGS="--data DIR"
 	$(BIN)/gptcore ppa validate $(ARGS)
+search: setup  ## the search that CONFIG describes, e.g. explorations/search/params_small.yaml
+	$(BIN)/gptcore search $(CONFIG) $(ARGS)
 inspect: setup  ## table of the runs below OUT
 	$(BIN)/gptcore inspect $(OUT) $(ARGS)
 
@@ -38,4 +40,4 @@ check-all: check  ## every test, the slow and the networked ones too
 bench: setup  ## benchmarks: ratios, never absolute gates
 	$(BIN)/pytest benchmarks -o python_files='bench_*.py' --benchmark-enable -s -m ''
 
-.PHONY: help setup train sample report compare calibrate validate inspect test check check-all bench
+.PHONY: help setup train sample report compare calibrate validate search inspect test check check-all bench

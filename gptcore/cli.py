@@ -24,6 +24,7 @@ COMMANDS = {
     "variants": ("gptcore.commands.variants", "list the kinds of every slot"),
     "data": ("gptcore.commands.data", "prepare text for training"),
     "ppa": ("ppa.commands", "what a configuration costs in hardware"),
+    "search": ("search.commands", "greedy search for the best loss per added cost"),
 }
 
 

@@ -10,14 +10,24 @@ import pytest
 from gptcore.cli import main
 from gptcore.config import identity
 from gptcore.loader import load
+from search.moves import candidates
+from search.space import load as load_space
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted(p for p in (ROOT / "explorations").rglob("*") if p.suffix in (".yaml", ".json"))
+FOUND = sorted(p for p in (ROOT / "explorations").rglob("*") if p.suffix in (".yaml", ".json"))
+SEARCHES = [p for p in FOUND if p.parent.name == "search"]
+FILES = [p for p in FOUND if p not in SEARCHES]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
 def test_it_loads(path):
     assert load(path).config.model.n_layer > 0
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda p: p.name)
+def test_a_search_loads_with_moves_that_all_exist(path):
+    space = load_space(path, ["model.vocab_size=65"])
+    assert len(candidates(space, space.baseline).candidates) > 5
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
