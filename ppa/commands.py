@@ -119,8 +119,8 @@ def _reported(args: argparse.Namespace, rest: list[str], hardware: str | None = 
 def _compare(args: argparse.Namespace) -> int:
     from gptcore.files import write_atomically
 
-    from .compare import compare, comparison_lines
-    from .compare_page import comparison_page
+    from .page.compare import compare, comparison_lines
+    from .page.compare_page import comparison_page
 
     names: list[str] = []
     settings: list[str] = []

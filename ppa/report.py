@@ -28,7 +28,7 @@ from gptcore.ops import PRIMITIVES, Bits
 
 from .check import run_checks
 from .count import BYTE_CLASSES, CONVENTIONS, MASTER_BITS, Counted, count, make_point, train_bits
-from .page import render_page
+from .page.report_page import render_page
 from .priced import describe, estimator, price
 from .render import markdown, print_report, summary_lines
 from .validation import RESULTS

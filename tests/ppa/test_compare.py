@@ -9,8 +9,8 @@ from browser import CHROMIUM, Browser
 from pages import make, numbers_of, tree, words
 
 from gptcore.errors import UserError
-from ppa.compare import change_line, compare, comparison_lines, ratio_interval
-from ppa.compare_page import comparison_page
+from ppa.page.compare import change_line, compare, comparison_lines, ratio_interval
+from ppa.page.compare_page import comparison_page
 
 
 def quantity(value, low, high):

@@ -10,10 +10,10 @@ from pages import make, numbers_of, parsed, strangers, tree, words
 from small import STAGES
 
 from gptcore.errors import UserError
-from ppa import breakdown, charts
-from ppa.compare import compare
-from ppa.page import render_page
-from ppa.units import figure
+from ppa.page import breakdown, charts
+from ppa.page.compare import compare
+from ppa.page.report_page import render_page
+from ppa.page.units import figure
 
 LIMIT_BYTES = 400_000
 VALIDATION = {

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .figure import GRADES
+from ..figure import GRADES
 from .units import digits, figure, interval, percent, ratio
 
 _HERE = Path(__file__).parent

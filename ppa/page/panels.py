@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..count import BYTE_CLASSES
 from . import breakdown, charts
 from .breakdown import AROUND, CHIP, SHARED, STAGES, Measure
 from .charts import Part, Tile, colour
 from .compare import shown, told
-from .count import BYTE_CLASSES
 from .elements import badge, behind, factor, number, panel, quantity, share, table, text
 
 Report = Mapping[str, Any]

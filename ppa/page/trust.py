@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..figure import WEIGHTY
 from .breakdown import sums
 from .elements import GRADE_MEANING, badge, behind, number, panel, spread, table, text, whole
-from .figure import WEIGHTY
 from .sweep import above_roof
 from .units import digits
 

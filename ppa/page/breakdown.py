@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .count import BYTE_CLASSES
+from ..count import BYTE_CLASSES
 
 STAGES = ("prefill", "decode", "train")
 SHARED = "shared"  # the slot of what no kernel causes
