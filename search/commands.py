@@ -114,8 +114,7 @@ def _write(space: "Space", ledger: "Ledger", outcome: "Outcome", folder: Path) -
     from .export import export
 
     config = outcome.point.config
-    plain = config.model_dump(mode="json", exclude_defaults=True)
-    write_atomically(folder / "winner.yaml", dump(plain).encode())
+    write_atomically(folder / "winner.yaml", dump(config.model_dump(mode="json")).encode())
     write_atomically(folder / "decisions.md", decisions_page(ledger, space.name, _summary(space, outcome)).encode())
     export(ledger, space.name, space.results_file or folder / "results.yaml")
     export(ledger, space.name, folder / "trials.csv")
