@@ -256,6 +256,9 @@ class AsicChip:
         parts["dram interface"] = of_figure(asic.dram.interface_area_m2)
         return parts
 
+    def whole_area(self, parts: dict[str, Quantity]) -> Quantity:
+        return total(parts.values())
+
     def _score_buffer(self, words: int) -> Quantity:
         bits = words * SCORE_BITS * self.asic.vector.score_rows * self.lanes
         if self.asic.vector.score_buffer == "flip_flop":

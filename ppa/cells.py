@@ -25,7 +25,7 @@ from typing import Any
 
 from gptcore.errors import RunError
 
-from . import rtl, scaling
+from . import memory, rtl, scaling
 from .figure import Grade
 from .machine import Technology
 
@@ -293,10 +293,11 @@ class Cells:
         """One bit that is kept, with the multiplexers that write and read it: what the buffer of softmax adds."""
         cell = self._cells.get("")
         if cell is None:
-            large, small = (self._points(f"softmax_{name}")["relaxed"] for name in ("buf256", "nobuf"))
-            bit = {
-                key: (large[key] - small[key]) / (256 * 16) for key in ("area_um2", "energy_pj_per_cycle", "leakage_w")
-            }
-            bit |= {"delay_ps": 0.0, "glitch_factor": 1.0}
-            cell = self._cells[""] = self._cell({"relaxed": bit, "fast": bit})
+            self._points("softmax_buf256")  # what it is derived from
+            bit = memory.flip_flops(1, self.technology.library)
+            point = {
+                "area_um2": bit.area_m2 * 1e12, "energy_pj_per_cycle": bit.energy_j_per_cycle * 1e12,
+                "leakage_w": bit.leakage_w, "delay_ps": 0.0, "glitch_factor": 1.0,
+            }  # fmt: skip
+            cell = self._cells[""] = self._cell({"relaxed": point, "fast": point})
         return cell

@@ -122,7 +122,7 @@ def estimate(
             chip.latency(cost), joules, joules.scaled(1 / tokens), by_component, busy, cost.stall_s,
             max(busy, key=busy.__getitem__), cost.macs, cost.dram_bytes, tokens,
         )  # fmt: skip
-    return Estimate(name, total(area.values()), area, found, chip.notes(whole.weight_bytes, whole.kv_bytes))
+    return Estimate(name, chip.whole_area(area), area, found, chip.notes(whole.weight_bytes, whole.kv_bytes))
 
 
 def kernel_costs(config: Config, point: Point, machine: Machine, stage: Stage) -> list[tuple[Kernel, Cost]]:

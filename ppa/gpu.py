@@ -32,6 +32,7 @@ class Chip(Section):
     units: int = Field(ge=1, description="streaming multiprocessors or compute units in use")
     clock_hz: Figure = Field(description="highest clock, the one that the peak rates hold for")
     die_area_m2: Figure
+    die: str | None = Field(default=None, description="name in ppa/die.py, which divides the area among parts")
     node_m: Figure = Field(description="name of the process, as a length")
     l2_bytes: Figure
 

@@ -6,6 +6,7 @@ way. The silicon is that of the die, whatever the model; the memory is outside i
 """
 
 from .cost import Cost, Rows, Silicon
+from .die import DIES, area
 from .figure import Figure, Quantity, of_figure
 from .gpu import Gpu, Kind, energy_j, gemm_seconds, kernel_seconds, streaming_seconds
 from .work import Kernel
@@ -55,8 +56,17 @@ class GpuChip:
         return min(max(bits, NARROWEST), 32)
 
     def area(self, silicon: Silicon, weight_bytes: float, kv_bytes: float) -> dict[str, Quantity]:
-        """Of the die, in m2."""
-        return {"die": of_figure(self.gpu.chip.die_area_m2)}
+        """Of the die by part, in m2; the parts of the area model share out the published area."""
+        whole = of_figure(self.gpu.chip.die_area_m2)
+        if self.gpu.chip.die is None:
+            return {"die": whole}
+        parts = area(DIES[self.gpu.chip.die]).parts
+        share = whole.value / sum(q.value for q in parts.values())
+        return {name.replace("_", " "): q.scaled(share) for name, q in parts.items()}
+
+    def whole_area(self, parts: dict[str, Quantity]) -> Quantity:
+        """The published die, which is known better than its parts."""
+        return of_figure(self.gpu.chip.die_area_m2)
 
     def energies(self, cost: Cost, silicon: Silicon, weight_bytes: float, kv_bytes: float) -> dict[str, Quantity]:
         """By component, in J."""
@@ -76,8 +86,8 @@ class GpuChip:
         return parts
 
     def busy_s(self, cost: Cost) -> dict[str, float]:
-        """How long each resource would work at its peak, and what is on top."""
-        return {"matrix units": cost.array_s, "dram": cost.dram_s, "launch and inefficiency": cost.stall_s}
+        """How long each resource would work at its peak; overhead is what launches and inefficiency add."""
+        return {"matrix units": cost.array_s, "dram": cost.dram_s, "overhead": cost.stall_s}
 
     def notes(self, weight_bytes: float, kv_bytes: float) -> tuple[str, ...]:
         notes = [

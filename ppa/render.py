@@ -106,17 +106,18 @@ def _machine(report: Mapping[str, Any]) -> Grid:
     def row(label: str, cell: Callable[[str], str]) -> tuple[str, ...]:
         return (label, *(cell(stage) for stage in _STAGES))
 
-    def quantity(key: str, unit: str) -> Callable[[str], str]:
-        return lambda stage: interval(totals[key][stage], lambda value: si(float(value), unit))
+    def quantity(key: str, end: str, unit: str) -> Callable[[str], str]:
+        return lambda stage: si(totals[key][stage][end], unit)
 
-    rows = [
-        row("latency", quantity("latency_s", "s")),
-        row("  grade", lambda stage: totals["latency_s"][stage]["grade"]),
-        row("tokens per second", lambda s: si(stages[s]["tokens"] / totals["latency_s"][s]["value"])),
-        row("energy per token", quantity("energy_per_token_j", "J")),
-        row("  grade", lambda stage: totals["energy_per_token_j"][stage]["grade"]),
-        row("busiest", lambda stage: stages[stage]["bound"]),
-    ]
+    def grade(key: str) -> Callable[[str], str]:
+        return lambda stage: totals[key][stage]["grade"]
+
+    rows = []
+    for label, key, unit in (("latency", "latency_s", "s"), ("energy per token", "energy_per_token_j", "J")):
+        shown = ((label, "value"), ("  from", "low"), ("  to", "high"))
+        rows += [*(row(name, quantity(key, end, unit)) for name, end in shown), row("  grade", grade(key))]
+    rows.append(row("tokens per second", lambda s: si(stages[s]["tokens"] / totals["latency_s"][s]["value"])))
+    rows.append(row("busiest", lambda stage: stages[stage]["bound"]))
     whole = totals["area_m2"]
     title = f"On {report['hardware']['name']}: area {interval(whole, area)}, {whole['grade']}"
     return Grid(title, ("", *_STAGES), rows, note="; ".join(report["estimate"]["notes"]))

@@ -139,7 +139,7 @@ def write_report(
     UserError if it cannot.
     """
     folder = Path(folder)
-    validation = json.loads(RESULTS.read_text()) if RESULTS.exists() else None
+    validation = _judged(json.loads(RESULTS.read_text())) if RESULTS.exists() else None
     texts: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "report.json": to_json, "report.html": lambda r: render_page(r, baseline, validation), "report.md": markdown,
         "ops.csv": to_csv,
@@ -153,6 +153,12 @@ def write_report(
     except OSError as error:
         raise UserError(f"cannot write the report into {folder}: {error.strerror}; choose another with -o") from error
     return paths
+
+
+def _judged(validation: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores that a bar is set on; docs/validation.md has the others too."""
+    sections = ({**s, "scores": [x for x in s["scores"] if x["bar"] is not None]} for s in validation["sections"])
+    return {"sections": [section for section in sections if section["scores"]]}
 
 
 __all__ = [

@@ -27,7 +27,7 @@ def test_it_loads(path):
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda p: p.name)
 def test_a_search_loads_with_moves_that_all_exist(path):
     space = load_space(path, ["model.vocab_size=65"])
-    assert len(candidates(space, space.baseline).candidates) > 5
+    assert len(candidates(space, space.baseline).candidates) >= 2
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)

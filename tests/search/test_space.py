@@ -166,9 +166,9 @@ def test_what_cannot_be_read_or_is_missing(tmp_path):
     (said,) = problems(tmp_path, "baseline: [", "")
     assert said.startswith(f"{tmp_path}/space.yaml:1: ")
     assert "no file" in problems(tmp_path, "moves: {model.n_layer: [+1]}\n", "baseline: gone.yaml\ncost: params\n")[0]
-    assert problems(tmp_path, "moves: {model.n_layer: [+1]}\n", f"baseline: {QUICKSTART}\n") == [
-        "given: cost is missing"
-    ]
+    assert problems(
+        tmp_path, "moves: {model.n_layer: [+1]}\n", f"baseline: {QUICKSTART}\noverrides: [model.vocab_size=65]\n"
+    ) == ["given: cost is missing"]
     mapping = "baseline: {model: {n_layer: 2, n_embd: 60, attention: {n_head: 7}, vocab_size: 9}}\ncost: params\n"
     (said,) = problems(tmp_path, "hardware: h100\nmoves: {model.n_layer: [+1]}\n", mapping)
     assert "n_embd 60 is not a multiple of n_head 7" in said
