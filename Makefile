@@ -32,7 +32,7 @@ inspect: setup  ## table of the runs below OUT
 	$(BIN)/gptcore inspect $(OUT) $(ARGS)
 
 test: setup  ## the test suite (what CI runs), a process a core
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 check: setup  ## lint, format, types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 check-all: check  ## every test, the slow and the networked ones too

@@ -46,7 +46,7 @@ def check_rmsnorm(width, fraction=5, spread=1.0):
     weight = codes(module.weight, np.sqrt(width) * 2.0 ** (fraction - 4))
     operator = RmsNorm(**rtl.make("rmsnorm_int8").parameters)
     expected, _ = normalised(operator, x, {"weight": weight[:, None] + np.zeros_like(x)}, width)
-    assert got.astype(int).tolist() == expected.T.tolist()
+    assert (got == expected.T).all()
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_inverse_root_of_every_sum():
     m, root, t = total >> 12, (256 + np.array(rmsnorm.SEEDS)[total >> 17]) << 3, np.zeros_like(total)
     for phase in (rmsnorm.ROOT, rmsnorm.RESIDUAL, rmsnorm.REFINE):
         root, t = rmsnorm.newton(np.full_like(m, phase), m, root, t)
-    assert r.tolist() == root.tolist() and exponent.tolist() == wanted.tolist()
+    assert np.array_equal(r, root) and np.array_equal(exponent, wanted)
 
 
 def test_rows_are_rounded_by_their_largest_entry():
@@ -111,7 +111,7 @@ def check_layernorm(width, fraction=5, spread=1.0, bias=True):
         columns["bias"] = codes(module.bias, 2**fraction)
     columns = {name: column[:, None] + np.zeros_like(x) for name, column in columns.items()}
     expected, _ = normalised(LayerNorm(**point), x, columns, width)
-    assert got.astype(int).tolist() == expected.T.tolist()
+    assert (got == expected.T).all()
 
 
 @pytest.mark.parametrize(
