@@ -79,7 +79,7 @@ def test_quickstart_end_to_end(corpus, tmp_path, monkeypatch, capsys):
         "best.pt",
         "last.pt",
         "samples.txt",
-        "ppa/report.md",
+        "ppa/report.html",
         "ppa/ops.csv",
     ):
         assert (folder / name).exists(), name

@@ -129,7 +129,7 @@ def _next_steps(folder: Path, args) -> str:
     if "softmax_variant_attn" in settings:
         swap = "--seed=1      the same with another seed"
     return (
-        f"  {folder}/   config.yaml, metrics.csv, best.pt, last.pt, ppa/report.md\n"
+        f"  {folder}/   config.yaml, metrics.csv, best.pt, last.pt, ppa/report.html\n"
         "next:\n"
         f'  {program} sample --out_dir {shown} --start "ROMEO:"\n'
         f"  {program} train {settings} {swap}\n"
