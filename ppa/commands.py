@@ -132,7 +132,7 @@ def _compare(args: argparse.Namespace) -> int:
     reports, machine = [], args.hardware
     for path in files:
         if path.suffix == ".json" and path.name == "report.json":
-            reports.append(json.loads(path.read_text()))
+            reports.append(_read(path))
         else:
             reports.append(_reported(args, [str(path), *settings], machine))
         machine = machine or reports[-1]["hardware"]["name"]  # all on the machine of the first
@@ -147,6 +147,15 @@ def _compare(args: argparse.Namespace) -> int:
     print(comparison_lines(comparison))
     print(f"\nwritten: {folder}/  (comparison.html, comparison.json)")
     return 0
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read as a report: {error}; write it again with gptcore ppa report"
+        ) from error
 
 
 def _configurations(path: Path) -> list[Path]:

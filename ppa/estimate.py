@@ -193,12 +193,12 @@ class _Task:
         """Attention (`attn`), `mlp` or the rest of a layer; without a layer, what is around all of them."""
         part = self.known.get((name, key))
         if part is None:
-            graphs = {stage: _graph(self.config, self.point, stage, layer, index, name) for stage in self.stages}
+            graphs = {stage: part_graph(self.config, self.point, stage, layer, index, name) for stage in self.stages}
             part = self.known[name, key] = _priced(self.chip, graphs)
             own = f"transformer.h.{index}."
             weights = (weight for graph in graphs.values() for weight in graph.weights())
             shares = layer is not None and not all(weight.startswith(own) for weight in weights)
-            part.entangled = shares or any(_odd(graph) for graph in graphs.values())
+            part.entangled = shares or any(odd(graph) for graph in graphs.values())
         return part
 
 
@@ -215,7 +215,7 @@ def _factor(layer: LayerConfig, index: int) -> float:
     return residual.initial(index) if isinstance(residual, ScaleConfig) else 1.0
 
 
-def _graph(config: Config, point: Point, stage: Stage, layer: LayerConfig | None, index: int, part: str) -> Graph:
+def part_graph(config: Config, point: Point, stage: Stage, layer: LayerConfig | None, index: int, part: str) -> Graph:
     """The operations of attention or mlp of a layer, of the rest of it, or of everything around the layers."""
     model, run = config.model, point.run(stage)
     g = Graph(run, train_bits(config) if stage == "train" else point.bits, without_parts=not part)
@@ -233,7 +233,7 @@ def _graph(config: Config, point: Point, stage: Stage, layer: LayerConfig | None
     return g
 
 
-def _odd(g: Graph) -> bool:
+def odd(g: Graph) -> bool:
     """Whether a tensor that passes from part to part is not a plain activation, as each part takes it to be."""
     return any(t.role != "activation" or t.bits != g.bits.activation for t in g.passed)
 
@@ -261,4 +261,4 @@ def _priced(chip: Chip, graphs: Mapping[Stage, Graph]) -> _Part:
     return part
 
 
-__all__ = ["Estimate", "Quantity", "StageEstimate", "estimate", "kernel_costs"]
+__all__ = ["Estimate", "Quantity", "StageEstimate", "estimate", "kernel_costs", "odd", "part_graph"]

@@ -16,13 +16,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from gptcore import optim
 from gptcore.config import Config, GPTConfig, LayerConfig, ShareConfig
-from gptcore.model import declare_embedding, declare_head, declare_layer, declare_part
 from gptcore.ops import Graph, Stage
 from gptcore.residual import ScaleConfig
-from ppa.count import declare_stage, make_point, train_bits
-from ppa.estimate import estimate
+from ppa.count import declare_stage, make_point
+from ppa.estimate import estimate, odd, part_graph
 
 from .point import Point, uniform_layer
 
@@ -75,7 +73,10 @@ def costs(point: Point, space: "Space") -> Costs:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """Parameters, FLOPs of matrix products and fused bytes; `shares`: has weights that belong to another part."""
+    """Parameters, FLOPs of matrix products and fused bytes.
+
+    `shares`: has weights that belong to another part, or hands on tensors of a width of their own.
+    """
 
     params: int = 0
     flops: int = 0
@@ -140,24 +141,9 @@ class _Task:
         found = self.known.get((name, key))
         if found is None:
             own = f"transformer.h.{index}." if layer is not None else ""
-            found = self.known[name, key] = _count(self._graph(name, layer, index), own)
+            graph = part_graph(self.config, self.operation, self.stage, layer, index, name)
+            found = self.known[name, key] = _count(graph, own)
         return found
-
-    def _graph(self, name: str, layer: LayerConfig | None, index: int) -> Graph:
-        model, run, train = self.config.model, self.operation.run(self.stage), self.stage == "train"
-        g = Graph(run, train_bits(self.config) if train else self.operation.bits, without_parts=not name)
-        if layer is None:
-            declare_head(model, g, declare_embedding(model, g), self.config.train)
-        else:
-            x = g.tensor("x", run.B, run.T, model.n_embd)
-            if name:
-                declare_part(model, g, x, layer, index, name)
-            else:
-                declare_layer(model, g, x, layer, index)
-        if train:
-            g.add_backward()
-            optim.declare(g, self.config.train)
-        return g
 
 
 def _layers(model: GPTConfig) -> list[tuple[LayerConfig, int, int]]:
@@ -179,7 +165,7 @@ def _count(graph: Graph, own: str) -> Counted:
         sum(t.numel for t in weights.values()),
         2 * sum(op.macs for op in graph.ops),
         sum(nbytes for op in graph.ops for role, nbytes in op.moved() if role != "intermediate"),
-        not all(name.startswith(own) for name in weights),
+        odd(graph) or not all(name.startswith(own) for name in weights),
     )
 
 

@@ -154,6 +154,9 @@ def test_compare(tmp_path, capsys):
     assert main(["ppa", "compare", str(folder), *machine, "--sort", "params", "-o", str(out)]) == 0
     assert main(["ppa", "compare", str(folder / "a.yaml"), "-o", str(out)]) == 2
     assert "two configurations or more" in capsys.readouterr().err
+    (tmp_path / "report.json").write_text("{")
+    assert main(["ppa", "compare", str(folder / "a.yaml"), str(tmp_path / "report.json"), "-o", str(out)]) == 2
+    assert "cannot be read as a report" in capsys.readouterr().err
     assert main(["ppa", "compare", str(folder), *machine, "--sort", "beauty", "-o", str(out)]) == 2
 
 

@@ -26,6 +26,7 @@ CASES = {
     "shared": {"share": {"attention": 3, "mlp": 2}},
     "depth": {"block": {"kind": "sequential", "residual": {"kind": "add", "depth_power": 1.0, "learned": "channel"}}},
     "dropout": {"dropout": 0.1, "norm_embedding": "rmsnorm", "embedding": {"width": 16}},
+    "eight-bit norms": {"norm": "rmsnorm_int", "norm_embedding": "rmsnorm_int"},
     "experts": {"mlp": {"kind": "moe"}},
     "no attention": {"attention": "identity"},
 }
