@@ -11,13 +11,15 @@ help:  ## this list
 setup: .venv/installed  ## virtual environment with everything a CPU user can use
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,hf,search,synth,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,hf,search,evolve,ray,slurm,synth,dev]'
 	@touch $@
 
 train: setup  ## train CONFIG, sample, write the cost report
 	$(BIN)/gptcore train $(CONFIG) $(ARGS)
 sample: setup  ## text from the run OUT
 	$(BIN)/gptcore sample --out_dir $(OUT) $(ARGS)
+eval: setup  ## scores of the run OUT: ARGS="--tasks shakespeare_line" or ARGS="--text FILE"
+	$(BIN)/gptcore eval --out_dir $(OUT) $(ARGS)
 report: setup  ## what CONFIG costs in hardware
 	$(BIN)/gptcore ppa report $(CONFIG) $(ARGS)
 compare: setup  ## what configurations cost, side by side: ARGS="a.yaml b.yaml --hardware edge-sky130"
@@ -28,6 +30,8 @@ validate: setup  ## estimates against published figures: ARGS="--data DIR"
 	$(BIN)/gptcore ppa validate $(ARGS)
 search: setup  ## the search that CONFIG describes, e.g. explorations/search/params_small.yaml
 	$(BIN)/gptcore search $(CONFIG) $(ARGS)
+monitor: setup  ## watch the search below OUT
+	$(BIN)/gptcore monitor $(OUT) $(ARGS)
 inspect: setup  ## table of the runs below OUT
 	$(BIN)/gptcore inspect $(OUT) $(ARGS)
 
@@ -40,4 +44,4 @@ check-all: check  ## every test, the slow and the networked ones too
 bench: setup  ## benchmarks: ratios, never absolute gates
 	$(BIN)/pytest benchmarks -o python_files='bench_*.py' --benchmark-enable -s -m ''
 
-.PHONY: help setup train sample report compare calibrate validate search inspect test check check-all bench
+.PHONY: help setup train sample eval report compare calibrate validate search monitor inspect test check check-all bench

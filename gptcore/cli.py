@@ -18,6 +18,7 @@ from typing import Any
 COMMANDS = {
     "train": ("gptcore.commands.train", "train a model: CONFIG [key=value | --flat_name=value ...]"),
     "sample": ("gptcore.commands.sample", "generate text from a trained run"),
+    "eval": ("gptcore.commands.eval", "scores of a trained run on tasks, and bits per byte of a text"),
     "inspect": ("gptcore.commands.inspect", "table of the runs below a folder"),
     "quantize": ("gptcore.commands.quantize", "what a trained run loses at fewer bits, without more training"),
     "config": ("gptcore.commands.config", "show, compare and document configurations"),
@@ -25,6 +26,7 @@ COMMANDS = {
     "data": ("gptcore.commands.data", "prepare text for training"),
     "ppa": ("ppa.commands", "what a configuration costs in hardware"),
     "search": ("search.commands", "greedy search for the best loss per added cost"),
+    "monitor": ("search.monitor", "watch a search, running or ended: LEDGER_OR_FOLDER [STUDY]"),
 }
 
 

@@ -282,6 +282,9 @@ class TrainConfig(Strict):
     diverge_factor: float = knob(3.0, "stop when the loss exceeds this many times that of a uniform guess", gt=1)
     max_seconds: float | None = knob(None, "stop after this much training time", gt=0)
     max_tokens: int | None = knob(None, "stop after this many tokens", gt=0)
+    pause_at: int | None = knob(
+        None, "end after this step, to go on when asked again without it; null: do not", cosmetic=True, ge=1
+    )
     out_dir: str | None = knob(None, "run folder; null: out/<name>-<identity>", cosmetic=True)
     device: str = knob("auto", "cpu, cuda, cuda:N, or auto", cosmetic=True)
     compile: bool = knob(False, "torch.compile the model", cosmetic=True)

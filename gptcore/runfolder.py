@@ -65,10 +65,14 @@ def default_folder(config: Config, name: str, run_identity: str) -> Path:
     return Path(config.train.out_dir or f"out/{name}-{run_identity[:8]}")
 
 
-def begin(config: Config, folder: Path, run_identity: str, vocab_size: int, where: World) -> Start:
+def begin(
+    config: Config, folder: Path, run_identity: str, vocab_size: int, where: World,
+    given: dict[str, Any] | None = None,
+) -> Start:  # fmt: skip
     """Decides between a fresh start and a resume, inside `open_folder`. UserError where neither is right.
 
-    `config` is as written; `vocab_size`, that of the data set, stands in where it says nothing.
+    `config` is as written; `vocab_size`, that of the data set, stands in where it says nothing. `given`: weights that
+    the caller has, for a fresh start.
     """
     restored, mode = read_newest(folder), config.train.init_from
     where.barrier()  # all have read before rank 0 moves anything
@@ -94,7 +98,7 @@ def begin(config: Config, folder: Path, run_identity: str, vocab_size: int, wher
         hint = f"; runs of that name: {', '.join(others)}" if others else ""
         raise UserError(f"nothing to resume: no checkpoint in {folder} (--out_dir names the run folder{hint})")
     elif mode == "scratch":
-        model = config.with_vocab(vocab_size).model
+        model, weights = config.with_vocab(vocab_size).model, given
     else:
         model, weights = _pretrained(config)
         messages.append(f"starting from the weights of {mode}")

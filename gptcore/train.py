@@ -36,7 +36,7 @@ from .table import TABLE, export_table, import_table, prepare_export
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended. `status`: finished, stopped (early stop or budget), interrupted, diverged."""
+    """How a run ended. `status`: finished, stopped (early stop or budget), paused, interrupted, diverged."""
 
     folder: Path
     status: str
@@ -47,7 +47,7 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        return {"finished": 0, "stopped": 0, "diverged": 1, "interrupted": 130}[self.status]
+        return {"finished": 0, "stopped": 0, "paused": 0, "diverged": 1, "interrupted": 130}[self.status]
 
 
 @dataclass
@@ -62,9 +62,12 @@ class Progress:
     stale_evals: int = 0
 
 
-def train(config: Config, *, name: str = "run", quiet: bool = False) -> RunResult:
+def train(
+    config: Config, *, name: str = "run", quiet: bool = False, weights: dict[str, torch.Tensor] | None = None
+) -> RunResult:
     """Trains until max_iters, a budget, an interrupt or divergence; resumes what the run folder already holds.
 
+    `weights`: the state to begin with instead of random weights, where nothing is resumed.
     UserError for what cannot be trained as asked, DataError and CheckpointError for files that are missing or damaged.
     """
     run_identity = identity(config)
@@ -76,7 +79,7 @@ def train(config: Config, *, name: str = "run", quiet: bool = False) -> RunResul
         folder = default_folder(config, name, run_identity)
         try:
             with open_folder(folder, where):
-                start = begin(config, folder, run_identity, dataset.vocab_size, where)
+                start = begin(config, folder, run_identity, dataset.vocab_size, where, weights)
                 return Trainer(start, dataset, folder, run_identity, name, where, quiet).run()
         except OSError as error:
             raise RunError(
@@ -295,7 +298,7 @@ class Trainer:
                 if resume_step is None:
                     ended = self._close_step(None, None, t.learning_rate, 0.0, metrics, board)
                 else:  # killed after its last checkpoint, it must not go on
-                    ended = self._ended()
+                    ended = self._ended() or self._paused(None)
                 while ended is None and p.step < t.max_iters:
                     step_began = time.perf_counter()
                     rate = learning_rate(t, p.step)
@@ -307,6 +310,7 @@ class Trainer:
                     ended = self._close_step(loss, norm, rate, seconds, metrics, board)
                     if ended is None and self._must_stop(interrupt.requested):
                         ended = self._interrupt(loss)
+                    ended = ended or self._paused(loss)
         except KeyboardInterrupt:
             self._describe(status="interrupted", reason="stopped at once; resumes from the last checkpoint")
             raise
@@ -331,6 +335,14 @@ class Trainer:
             return self._diverged(f"training loss {value:.4g} at step {self.progress.step}", self.train_loss_limit)
         self._checkpoint(best=False)
         return "interrupted", "asked to stop"
+
+    def _paused(self, loss: torch.Tensor | None) -> tuple[str, str] | None:
+        """Where the run is to pause, with its state saved: nothing is evaluated that would not be anyway."""
+        t, p = self.config.train, self.progress
+        if t.pause_at is None or p.step < t.pause_at or p.step >= t.max_iters:
+            return None
+        status, reason = self._interrupt(loss) if loss is not None else ("interrupted", "")
+        return ("paused", f"at step {p.step}, as train.pause_at says") if status == "interrupted" else (status, reason)
 
     def _must_stop(self, requested: bool) -> bool:
         """All processes agree, at the cost of one small exchange every few steps when there are several."""

@@ -3,9 +3,9 @@
     estimate(config, hardware) -> Estimate(area_m2, stages: {prefill, decode, train: Stage})
 
 A pure function of the operation list and the description of the machine. Equal layers are priced once, and what was
-priced is remembered, so that a search may ask thousands of times a second. Every result has an interval and a grade
-(ppa/figure.py). Not covered: more than one chip; a model that does not fit the memory of its machine is priced all the
-same, and `notes` says so.
+declared and priced is remembered, so that a search may ask thousands of times a second. Every result has an interval
+and a grade (ppa/figure.py); counts are exact. Not covered: more than one chip; a model that does not fit the memory of
+its machine is priced all the same, and `notes` says so.
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from gptcore import optim
-from gptcore.config import Config, GPTConfig, LayerConfig, ShareConfig
+from gptcore.config import LAYER_FIELDS, Config, GPTConfig, LayerConfig, ShareConfig
 from gptcore.errors import UserError
 from gptcore.model import declare, declare_embedding, declare_head, declare_layer, declare_part
 from gptcore.ops import STAGES, Bits, Graph, Stage
 from gptcore.residual import ScaleConfig
 
+from .alike import Numbers
 from .asic import AsicChip
 from .cost import WIDTH, Cost, Silicon
 from .count import Point, make_point, train_bits
@@ -30,7 +31,7 @@ from .gpu_chip import GpuChip
 from .machine import Asic, Machine, load_machine
 from .work import Kernel, kernels_of, together
 
-REMEMBERED = 1 << 14  # parts; some 20 kB each
+REMEMBERED = 1 << 14  # parts, those of a machine and those of none; some 20 kB each
 Chip = AsicChip | GpuChip
 
 
@@ -52,6 +53,17 @@ class StageEstimate:
     macs: float
     dram_bytes: float
     tokens: int
+    counts: "Counts"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What no machine changes, to the last digit those of ppa.count: distinct parameters, `matmul_flops` and `fused`
+    bytes of a stage."""
+
+    params: int
+    flops: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,27 +78,47 @@ class Estimate:
 
 
 @dataclass(slots=True)
+class _Work:
+    """What a part of a model has any machine do: kernels by stage, and what is stored."""
+
+    kernels: dict[Stage, list[Kernel]]
+    updates: list[tuple[Kernel, int]]  # of the optimizer, which is one for all parts
+    counts: list[tuple[int, int, int]]  # by stage, as in Counts
+    weight_bytes: float
+    kv_bytes: float
+    entangled: bool  # shares parameters, or tensors of a width of their own, with others: no part by itself
+
+
+@dataclass(slots=True)
 class _Part:
     """A layer, or what surrounds the layers, priced on a machine: a row of costs for each stage, what it asks for."""
 
     rows: np.ndarray
-    silicon: Silicon
+    counts: list[tuple[int, int, int]]
+    silicon: Silicon = field(default_factory=Silicon)
     weight_bytes: float = 0.0
     kv_bytes: float = 0.0
-    updates: list[tuple[Kernel, int]] = field(default_factory=list)  # of the optimizer, which is one for all parts
-    entangled: bool = False  # shares parameters, or tensors of a width of their own, with others: no part by itself
+    updates: list[tuple[Kernel, int]] = field(default_factory=list)
+    entangled: bool = False
 
-    def join(self, other: "_Part", times: int = 1) -> None:
+    def join(self, other: "_Part", times: int = 1, known: bool = False) -> None:
+        """`known`: it was joined before, so it asks for no silicon that is not there."""
         self.rows += other.rows if times == 1 else other.rows * times
-        self.silicon.join(other.silicon)
+        self.counts = [
+            (p + q * times, f + g * times, b + c * times)
+            for (p, f, b), (q, g, c) in zip(self.counts, other.counts, strict=True)
+        ]
+        if not known:
+            self.silicon.join(other.silicon)
         self.weight_bytes += other.weight_bytes * times
         self.kv_bytes += other.kv_bytes * times
-        self.updates += [(kernel, n * times) for kernel, n in other.updates]
+        if other.updates:
+            self.updates += [(kernel, n * times) for kernel, n in other.updates]
         self.entangled |= other.entangled
 
 
 def _nothing(stages: tuple[Stage, ...]) -> _Part:
-    return _Part(np.zeros((len(stages), WIDTH)), Silicon())
+    return _Part(np.zeros((len(stages), WIDTH)), [(0, 0, 0)] * len(stages))
 
 
 def estimate(
@@ -104,12 +136,13 @@ def estimate(
         raise UserError("model.vocab_size is unknown: prepare the data set, or set model.vocab_size")
     point = make_point(config.model, batch_size=batch_size, seq_len=seq_len, context=context, bits=bits)
     chip = chip_of(machine)
-    whole = _nothing(stages)
+    whole, met = _nothing(stages), set()
     for part, times in _parts(config, point, chip, stages):
-        whole.join(part, times)
+        whole.join(part, times, known=id(part) in met)
+        met.add(id(part))
     area = chip.area(whole.silicon, whole.weight_bytes, whole.kv_bytes)
     found: dict[Stage, StageEstimate] = {}
-    for stage, row in zip(stages, whole.rows, strict=True):
+    for stage, row, counts in zip(stages, whole.rows, whole.counts, strict=True):
         cost = chip.components.cost(row)
         if stage == "train":
             for kernel in together(whole.updates):
@@ -120,7 +153,7 @@ def estimate(
         busy = chip.busy_s(cost)
         found[stage] = StageEstimate(
             chip.latency(cost), joules, joules.scaled(1 / tokens), by_component, busy, cost.stall_s,
-            max(busy, key=busy.__getitem__), cost.macs, cost.dram_bytes, tokens,
+            max(busy, key=busy.__getitem__), cost.macs, cost.dram_bytes, tokens, Counts(*counts),
         )  # fmt: skip
     return Estimate(name, chip.whole_area(area), area, found, chip.notes(whole.weight_bytes, whole.kv_bytes))
 
@@ -138,7 +171,8 @@ def chip_of(machine: Machine) -> Chip:
 
 
 _NOT_SHARED = ShareConfig()
-_known: dict[Any, dict[Any, _Part]] = {}  # by what all parts of a configuration have in common, then by part
+_known: dict[Any, dict[Any, Any]] = {}  # by what all parts of a configuration have in common, then by part
+_number = Numbers(1 << 15)  # of what layers are made of
 
 
 def _parts(config: Config, point: Point, chip: Chip, stages: tuple[Stage, ...]) -> list[tuple[_Part, int]]:
@@ -151,61 +185,70 @@ def _parts(config: Config, point: Point, chip: Chip, stages: tuple[Stage, ...]) 
     )  # fmt: skip
     found = [(task.part("", ends, None, 0), 1)]
     index, last = 0, model.n_layer - 1
-    for layer in model.layers or [_uniform(model)]:
+    for layer in model.layers or [uniform_layer(model, model.n_layer)]:
         repeat = layer.repeat
         alike = repeat == 1 or _factor(layer, 0) == _factor(layer, last)
         for first, times in [(index, repeat)] if alike else [(index + i, 1) for i in range(repeat)]:
             found.append((task.layer(layer, first), times))
         index += repeat
     if model.share != _NOT_SHARED or any(part.entangled for part, _ in found):
-        return [(_priced(chip, {stage: _whole(config, point, stage) for stage in stages}), 1)]
+        return [(_priced(chip, _work({stage: _whole(config, point, stage) for stage in stages})), 1)]
     return found
 
 
 class _Task:
     """One estimate under way: finds its parts among those that were priced before, or prices them."""
 
+    held = 0  # entries of `_known`
+
     def __init__(self, config: Config, point: Point, chip: Chip, stages: tuple[Stage, ...]):
         self.config, self.point, self.chip, self.stages = config, point, chip, stages
         model = config.model
         common = (
-            chip, point, stages, config.train if "train" in stages else None, model.n_embd, model.block_size,
+            point, stages, config.train if "train" in stages else None, model.n_embd, model.block_size,
             model.bias, model.dropout, model.rounding, model.position,
         )  # fmt: skip
-        if sum(map(len, _known.values())) > REMEMBERED:
+        if _Task.held > REMEMBERED:
             _known.clear()
-        self.known = _known.setdefault(common, {})
+            _Task.held = 0
+        self.works: dict[Any, _Work] = _known.setdefault(common, {})
+        self.priced: dict[Any, _Part] = _known.setdefault((chip, common), {})
 
     def layer(self, layer: LayerConfig, index: int) -> _Part:
         """Attention, mlp, and the rest of a layer in one; each of the three may have been met in another layer."""
         factor = _factor(layer, index)
-        key = ("layer", layer, factor)
-        whole = self.known.get(key)
+        key = tuple([_number(getattr(layer, name)) for name in LAYER_FIELDS]), factor
+        whole = self.priced.get(key)
         if whole is None:
             whole = _nothing(self.stages)
-            whole.join(self.part("attn", layer.attention, layer, index))
-            whole.join(self.part("mlp", layer.mlp, layer, index))
+            whole.join(self.part("attn", _number(layer.attention), layer, index))
+            whole.join(self.part("mlp", _number(layer.mlp), layer, index))
             whole.join(self.part("", (layer.norm, layer.block, factor), layer, index))
-            self.known[key] = whole
+            self.priced[key] = whole
+            _Task.held += 1
         return whole
 
     def part(self, name: str, key: Any, layer: LayerConfig | None, index: int) -> _Part:
         """Attention (`attn`), `mlp` or the rest of a layer; without a layer, what is around all of them."""
-        part = self.known.get((name, key))
+        part = self.priced.get((name, key))
         if part is None:
-            graphs = {stage: part_graph(self.config, self.point, stage, layer, index, name) for stage in self.stages}
-            part = self.known[name, key] = _priced(self.chip, graphs)
-            own = f"transformer.h.{index}."
-            weights = (weight for graph in graphs.values() for weight in graph.weights())
-            shares = layer is not None and not all(weight.startswith(own) for weight in weights)
-            part.entangled = shares or any(odd(graph) for graph in graphs.values())
+            work = self.works.get((name, key))
+            if work is None:
+                own = f"transformer.h.{index}." if layer is not None else ""
+                graphs = {
+                    stage: part_graph(self.config, self.point, stage, layer, index, name) for stage in self.stages
+                }
+                work = self.works[name, key] = _work(graphs, own)
+                _Task.held += 1
+            part = self.priced[name, key] = _priced(self.chip, work)
+            _Task.held += 1
         return part
 
 
-def _uniform(model: GPTConfig) -> LayerConfig:
+def uniform_layer(model: GPTConfig, repeat: int = 1) -> LayerConfig:
     """All layers of a model without a schedule, as one entry of it."""
     return LayerConfig.model_construct(
-        repeat=model.n_layer, attention=model.attention, mlp=model.mlp, norm=model.norm, block=model.block
+        repeat=repeat, attention=model.attention, mlp=model.mlp, norm=model.norm, block=model.block
     )
 
 
@@ -233,32 +276,51 @@ def part_graph(config: Config, point: Point, stage: Stage, layer: LayerConfig | 
     return g
 
 
-def odd(g: Graph) -> bool:
-    """Whether a tensor that passes from part to part is not a plain activation, as each part takes it to be."""
-    return any(t.role != "activation" or t.bits != g.bits.activation for t in g.passed)
-
-
 def _whole(config: Config, point: Point, stage: Stage) -> Graph:
     bits = train_bits(config) if stage == "train" else point.bits
     return declare(config.model, point.run(stage), bits, config.train)
 
 
-def _priced(chip: Chip, graphs: Mapping[Stage, Graph]) -> _Part:
-    part = _nothing(tuple(graphs))
-    for row, (stage, graph) in zip(part.rows, graphs.items(), strict=True):
-        training = stage == "train"
-        cost, silicon = Cost(), Silicon() if training else part.silicon  # the chip is made for inference
+def _work(graphs: Mapping[Stage, Graph], own: str = "") -> _Work:
+    """Of a part whose parameters have names that begin with `own`."""
+    work = _Work({}, [], [], 0.0, 0.0, False)
+    for stage, graph in graphs.items():
+        weights = graph.weights()
+        kernels = work.kernels[stage] = []
         for kernel in kernels_of(graph.ops):
             if kernel.phase == "optimizer" and not kernel.products:
-                part.updates.append((kernel, 1))
+                work.updates.append((kernel, 1))
             else:
-                cost.add(chip.price(kernel, silicon, training))
-        row[:] = chip.components.row(cost)
-        if not training:
-            part.weight_bytes = float(sum(t.nbytes for t in graph.weights().values()))
+                kernels.append(kernel)
+        work.counts.append(_counted(graph))
+        if stage != "train":
+            work.weight_bytes = float(sum(t.nbytes for t in weights.values()))
         if stage == "decode":
-            part.kv_bytes = float(sum(t.nbytes for t in graph.cache_tensors().values()))
+            work.kv_bytes = float(sum(t.nbytes for t in graph.cache_tensors().values()))
+        # A tensor that passes from part to part is a plain activation to the next one, and must be one to this.
+        odd = any(t.role != "activation" or t.bits != graph.bits.activation for t in graph.passed)
+        work.entangled |= odd or not all(name.startswith(own) for name in weights)
+    return work
+
+
+def _counted(graph: Graph) -> tuple[int, int, int]:
+    return (
+        sum(t.numel for t in graph.weights().values()), 2 * sum(op.macs for op in graph.ops),
+        sum(nbytes for op in graph.ops for role, nbytes in op.moved() if role != "intermediate"),
+    )  # fmt: skip
+
+
+def _priced(chip: Chip, work: _Work) -> _Part:
+    part = _nothing(tuple(work.kernels))
+    part.counts, part.updates, part.entangled = work.counts, work.updates, work.entangled
+    part.weight_bytes, part.kv_bytes = work.weight_bytes, work.kv_bytes
+    for row, (stage, kernels) in zip(part.rows, work.kernels.items(), strict=True):
+        training = stage == "train"
+        cost, silicon = Cost(), Silicon() if training else part.silicon  # the chip is made for inference
+        for kernel in kernels:
+            cost.add(chip.price(kernel, silicon, training))
+        row[:] = chip.components.row(cost)
     return part
 
 
-__all__ = ["Estimate", "Quantity", "StageEstimate", "estimate", "kernel_costs", "odd", "part_graph"]
+__all__ = ["Counts", "Estimate", "Quantity", "StageEstimate", "estimate", "kernel_costs", "uniform_layer"]

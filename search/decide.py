@@ -1,4 +1,4 @@
-"""Which candidate of a round is taken. Pure functions of paired gains (nats) and of changes of cost.
+"""Which candidate of a round is taken. Pure functions of paired gains (nats, say) and of changes of cost.
 
 A gain whose interval lies above zero at no higher cost dominates and comes first; then the best gain per unit of added
 cost; then, if a tolerance allows shrinks, the largest saving that with confidence loses no more than the tolerance.
@@ -34,7 +34,7 @@ class Evidence:
     """A candidate against the incumbent. ValueError: a gain or a cost that is no finite number."""
 
     name: str
-    gains: tuple[float, ...]  # nats: loss of the incumbent minus loss of the candidate on the same seed, one a seed
+    gains: tuple[float, ...]  # loss of the incumbent minus loss of the candidate on the same seed, one a seed
     cost_change: Cost  # several elements: compared in order, the first that is not zero decides
 
     def __post_init__(self) -> None:
@@ -51,22 +51,23 @@ class Rule:
     """How sure one must be. ValueError: values that make no rule."""
 
     confidence: float = 0.95  # of the two-sided interval of the gain
-    shrink_tolerance: float | None = None  # nats that a cheaper candidate may lose; None: no shrinks
+    shrink_tolerance: float | None = None  # what a cheaper candidate may lose; None: no shrinks
     min_seeds: int = 2  # fewer are never judged
     max_seeds: int = 6  # from here on a candidate is not undecided any more
+    unit: str = "nats"  # of the gains, for words
 
     def __post_init__(self) -> None:
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence lies between 0 and 1, not {self.confidence!r}")
         if self.shrink_tolerance is not None and not 0 <= self.shrink_tolerance < math.inf:
-            raise ValueError(f"shrink_tolerance is None or at least 0 nats, not {self.shrink_tolerance!r}")
+            raise ValueError(f"shrink_tolerance is None or at least 0, not {self.shrink_tolerance!r}")
         if not 2 <= self.min_seeds <= self.max_seeds:
             raise ValueError(f"seeds: 2 <= min_seeds <= max_seeds, not {self.min_seeds!r} and {self.max_seeds!r}")
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What is made of a candidate. `gain`, `low`, `high` in nats; one seed has no interval."""
+    """What is made of a candidate. `gain`, `low`, `high` in the unit of the gains; one seed has no interval."""
 
     name: str
     verdict: Verdict
@@ -74,7 +75,7 @@ class Judged:
     low: float | None
     high: float | None
     cost_change: Cost
-    ratio: float | None  # nats a unit of added cost, where it improves
+    ratio: float | None  # gain a unit of added cost, where it improves
     seeds: int
     words: str
 
@@ -91,7 +92,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """The winner on fresh seeds. `luck`, nats: the gain at selection that did not repeat; negative if it grew."""
+    """The winner on fresh seeds. `luck`: the gain at selection that did not repeat; negative if it grew."""
 
     judged: Judged
     holds: bool
@@ -131,8 +132,16 @@ def confirm(selected: Judged, gains_fresh: Sequence[float], rule: Rule) -> Confi
     luck = selected.gain - judged.gain
     repeats = "The selection holds" if holds else "The selection does not hold"
     changed = f" (as {judged.verdict}, not {selected.verdict})" if holds and judged.verdict != selected.verdict else ""
-    words = f"{repeats}{changed}: {selected.gain:+.4g} nats at selection, of which {luck:+.4g} was luck; {judged.words}"
+    lucky = f"{selected.gain:+.4g} {rule.unit} at selection, of which {luck:+.4g} was luck"
+    words = f"{repeats}{changed}: {lucky}; {judged.words}"
     return Confirmation(judged, holds, luck, words)
+
+
+def rank_at(evidence: Evidence, gain: float, rule: Rule) -> tuple:
+    """The place of a candidate, as a sort key with the best first, if its true gain were known to be `gain`."""
+    found = Interval(gain, gain, gain, max(len(evidence.gains), 2))
+    verdict = _accepted(found, evidence.cost_change, rule) or ("worse" if gain < 0 else "noise")
+    return _rank(_judged(evidence, found, verdict, ""))
 
 
 def _judge(evidence: Evidence, rule: Rule) -> Judged:
@@ -220,18 +229,18 @@ def _reason(found: Interval, verdict: Verdict, change: Cost, rule: Rule) -> str:
     """One sentence: what was measured, and what follows from it."""
     _, step = _deciding(change)
     shown = "(" + ", ".join(f"{c:+.4g}" for c in change) + ")" if isinstance(change, tuple) else f"{change:+.4g}"
-    gained = f"gain {found.mean:+.4g} nats"
+    gained = f"gain {found.mean:+.4g} {rule.unit}"
     if found.low is None or found.high is None:
         return f"{gained} on one seed, cost {shown}: no interval yet."
     at = f"{100 * rule.confidence:g} %, {found.seeds} seeds"
     measured = f"{gained} ({found.low:+.4g} to {found.high:+.4g}, {at}), cost {shown}"
     tolerance = rule.shrink_tolerance
-    allowed = f"the tolerance of {tolerance:g} nats" if tolerance is not None else ""
+    allowed = f"the tolerance of {tolerance:g} {rule.unit}" if tolerance is not None else ""
     cheaper = step < 0 and found.low <= 0
     spare = "no tolerance allows a shrink" if tolerance is None else f"it may lose more than {allowed}"
     follows = {
         "dominates": "better and " + ("cheaper" if step < 0 else "no dearer"),
-        "improves": f"{_per_cost(found.mean, change)[1]:.4g} nats a unit of added cost" if step > 0 else "",
+        "improves": f"{_per_cost(found.mean, change)[1]:.4g} {rule.unit} a unit of added cost" if step > 0 else "",
         "shrinks": f"cheaper, and loses no more than {allowed}",
         "undecided": f"open, up to {rule.max_seeds - found.seeds} more seeds could tell",
         "noise": f"cheaper, but within noise, and {spare}" if cheaper else "within noise",

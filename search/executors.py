@@ -27,8 +27,9 @@ MEMORY_INTERVAL_S = 0.2
 
 
 class Executor(Protocol):
-    capacity: int
-    """How many trials may be started and not yet handed back."""
+    @property
+    def capacity(self) -> int:
+        """How many trials may be started and not yet handed back."""
 
     def start(self, spec: TrialSpec) -> None:
         """Starts a trial. Nothing that goes wrong with a trial raises: it becomes a result."""

@@ -52,7 +52,7 @@ def _python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", module, *arguments]
 
 
-def _environment(changes: dict[str, str]) -> dict[str, str]:
+def environment(changes: dict[str, str]) -> dict[str, str]:
     """This process's, with the packages of this program importable whatever the working directory."""
     paths = [str(Path(__file__).resolve().parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path), **changes}
@@ -71,7 +71,7 @@ class Fresh:
         command = _python("search.worker", "--work", self.work, "--lifeline", str(self.lifeline))
         with open(folder / SPEC, "rb") as source, open(folder / LOG, "wb") as log:
             process = subprocess.Popen(
-                command, stdin=source, stdout=log, stderr=log, start_new_session=True, env=_environment(env),
+                command, stdin=source, stdout=log, stderr=log, start_new_session=True, env=environment(env),
                 pass_fds=(self.lifeline,),
             )  # fmt: skip
         process.returncode = 0  # it is waited for here, and not by subprocess's own clean-up
@@ -123,7 +123,7 @@ class Warm:
             self.buffer = b""
             self.server = subprocess.Popen(
                 _python("search.warm", "--work", self.work), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                start_new_session=True, env=_environment({}), bufsize=0,
+                start_new_session=True, env=environment({}), bufsize=0,
             )  # fmt: skip
         self._send(request)
         return child

@@ -22,8 +22,9 @@ from .trial import ENDED, REUSABLE, STATES, State, TrialResult, TrialSpec
 
 NEXT_END = "(SELECT coalesce(max(ended), 0) + 1 FROM trials)"
 COLUMNS = (
-    "t.key, t.config_hash, t.seed, t.steps, t.config, t.folder, t.limits, t.state, t.attempts, t.interrupted, "
-    "t.reason, t.log_tail, t.loss, t.seconds, t.tokens, t.params, s.name, t.ended"
+    "t.key, t.config_hash, t.seed, t.steps, t.config, coalesce(o.folder, t.folder), t.limits, t.state, t.attempts, "
+    "t.interrupted, t.reason, t.log_tail, t.loss, t.seconds, t.tokens, t.params, s.name, t.ended, t.scores, t.extra, "
+    "t.words"
 )
 
 
@@ -32,7 +33,9 @@ class Ledger(LedgerFile):
 
     # -- studies -------------------------------------------------------------------------------------------------
 
-    def lead(self, name: str, space_hash: str, space: str, *, extend: bool = False) -> Study:
+    def lead(
+        self, name: str, space_hash: str, space: str, *, extend: bool = False, settings: Mapping[str, Any] | None = None
+    ) -> Study:
         """Becomes the coordinator of a study, new or resumed, until `close` or the death of the process.
 
         Trials that a dead coordinator left running are queued again, or taken over where another study has finished
@@ -61,10 +64,26 @@ class Ledger(LedgerFile):
                         (row[0],),
                     )
                     self._take_over(row[0])
+                if settings is not None:
+                    self._db.execute("UPDATE studies SET settings = ? WHERE name = ?", (json.dumps(settings), name))
         except BaseException:
-            self._locks.pop(name).close()
+            self.leave(name)
             raise
         return self.study(name)
+
+    def leave(self, name: str) -> None:
+        """Is its coordinator no longer."""
+        self._locks.pop(name).close()
+
+    def conclude(self, study: str, outcome: Mapping[str, Any]) -> None:
+        """Records where a search ended; a search that goes on from there replaces it."""
+        with self._write():
+            self._db.execute("UPDATE studies SET outcome = ? WHERE id = ?", (json.dumps(outcome), self._id(study)))
+
+    def outcome(self, study: str) -> dict[str, Any] | None:
+        """What `conclude` recorded."""
+        text = self._rows("SELECT outcome FROM studies WHERE id = ?", (self._id(study),))[0][0]
+        return None if text is None else json.loads(text)
 
     def _id(self, study: str) -> int:
         rows = self._rows("SELECT id FROM studies WHERE name = ?", (study,))
@@ -75,11 +94,13 @@ class Ledger(LedgerFile):
 
     def studies(self) -> list[Study]:
         """All studies, oldest first."""
-        return [Study(*row) for row in self._rows("SELECT name, space_hash, space, elapsed_s FROM studies ORDER BY id")]
+        rows = self._rows("SELECT name, space_hash, space, elapsed_s, settings FROM studies ORDER BY id")
+        return [_study(row) for row in rows]
 
     def study(self, name: str) -> Study:
-        study = self._id(name)
-        return Study(*self._rows("SELECT name, space_hash, space, elapsed_s FROM studies WHERE id = ?", (study,))[0])
+        number = self._id(name)
+        rows = self._rows("SELECT name, space_hash, space, elapsed_s, settings FROM studies WHERE id = ?", (number,))
+        return _study(rows[0])
 
     def spend(self, study: str, seconds: float) -> None:
         """Adds to the time that coordinators of the study have spent, so that a budget survives a resume."""
@@ -96,10 +117,11 @@ class Ledger(LedgerFile):
                 i = new.identity
                 inserted = self._db.execute(
                     "INSERT OR IGNORE INTO trials (study, key, config_hash, seed, steps, config, folder, limits, state,"
-                    f" reason, ended) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, CASE WHEN ? THEN {NEXT_END} END)",
+                    f" reason, extra, ended) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, CASE WHEN ? THEN {NEXT_END} END)",
                     (
                         number, i.key, i.config_hash, i.seed, i.steps, json.dumps(new.config), new.folder,
-                        json.dumps(asdict(new.limits)), new.state, new.reason, new.state != "queued",
+                        json.dumps(asdict(new.limits)), new.state, new.reason, json.dumps(new.extra),
+                        new.state != "queued",
                     ),
                 ).rowcount  # fmt: skip
                 fate = added.known if not inserted else added.queued if new.state == "queued" else added.ended
@@ -117,7 +139,7 @@ class Ledger(LedgerFile):
             "WHERE t.study = ? AND t.state = 'queued' GROUP BY t.id ORDER BY t.id",
             (*REUSABLE, study),
         ).fetchall()
-        names = "state, reason, log_tail, loss, seconds, tokens, params"
+        names = "state, reason, log_tail, loss, seconds, tokens, params, scores, words"
         for number, _, source in found:
             self._db.execute(
                 f"UPDATE trials SET ({names}) = (SELECT {names} FROM trials WHERE id = ?), source = ?, "
@@ -159,15 +181,25 @@ class Ledger(LedgerFile):
             state: State = "queued" if again else result.state
             self._db.execute(
                 "UPDATE trials SET state = ?, reason = ?, log_tail = ?, loss = ?, seconds = seconds + ?, tokens = ?, "
-                f"params = ?, ended = CASE WHEN ? THEN NULL ELSE {NEXT_END} END WHERE id = ?",
+                f"params = ?, scores = ?, words = ?, ended = CASE WHEN ? THEN ended ELSE {NEXT_END} END WHERE id = ?",
                 (
                     state, result.reason, result.log_tail, result.loss, result.seconds, result.tokens, result.params,
-                    again, row[0],
+                    json.dumps(dict(result.scores)), result.words, again, row[0],
                 ),
             )  # fmt: skip
             self._db.execute("DELETE FROM metrics WHERE trial = ?", (row[0],))
             self._db.executemany("INSERT INTO metrics VALUES (?, ?, ?)", [(row[0], *point) for point in curve])
         return state
+
+    def go_on(self, study: str, keys: Collection[str], pause_at: int | None) -> None:
+        """Queues trials that were pruned at a step again, to go on from there to `pause_at`, or to their end."""
+        with self._write():
+            self._db.execute(
+                "UPDATE trials SET state = 'queued', interrupted = attempts, "
+                "extra = json_set(extra, '$.pause_at', ?) WHERE study = ? AND state = 'pruned' AND "
+                f"key IN ({_marks(keys)})",
+                (pause_at, self._id(study), *keys),
+            )
 
     def retry(self, study: str, states: Collection[State]) -> int:
         """Queues trials that ended in one of `states` once more; how many."""
@@ -175,14 +207,18 @@ class Ledger(LedgerFile):
         assert set(states) <= set(ENDED), states
         with self._write():
             return self._db.execute(
-                "UPDATE trials SET state = 'queued', ended = NULL, source = NULL WHERE study = ? AND "
-                f"state IN ({_marks(states)})",
+                f"UPDATE trials SET state = 'queued', source = NULL WHERE study = ? AND state IN ({_marks(states)})",
                 (number, *states),
             ).rowcount
 
     def trials(self, study: str, states: Collection[State] = STATES) -> list[Trial]:
         """The trials of a study in the order in which they were added."""
         return self._trials("t.study = ? AND t.state IN", (self._id(study),), states)
+
+    def ends(self, study: str, since: int = 0) -> list[Trial]:
+        """The trials that ended after the end of number `since`, in the order in which they ended."""
+        found = self._trials("t.ended > ? AND t.study = ? AND t.state IN", (since, self._id(study)), ENDED)
+        return sorted(found, key=lambda trial: trial.ended or 0)
 
     def trial(self, study: str, key: str) -> Trial | None:
         found = self._trials("t.study = ? AND t.key = ? AND t.state IN", (self._id(study), key), STATES)
@@ -238,6 +274,11 @@ class Ledger(LedgerFile):
         sql = "SELECT round, chosen, words, content FROM decisions WHERE study = ? ORDER BY round"
         rows = self._rows(sql, (self._id(study),))
         return [DecisionRow(number, chosen, words, json.loads(content)) for number, chosen, words, content in rows]
+
+
+def _study(row: tuple) -> Study:
+    name, space_hash, space, elapsed_s, settings = row
+    return Study(name, space_hash, space, elapsed_s, json.loads(settings))
 
 
 def _marks(values: Collection[Any]) -> str:

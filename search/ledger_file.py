@@ -19,21 +19,22 @@ from urllib.parse import quote
 
 from gptcore.errors import RunError, UserError
 
-SCHEMA = 1
+SCHEMA = 2
 APPLICATION = 0x67707473  # "gpts", in the header of the file
 BUSY_TIMEOUT_S = 60.0
 
 TABLES = """
 CREATE TABLE studies (
     id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, space_hash TEXT NOT NULL, space TEXT NOT NULL,
-    elapsed_s REAL NOT NULL DEFAULT 0);
+    elapsed_s REAL NOT NULL DEFAULT 0, settings TEXT NOT NULL DEFAULT '{}', outcome TEXT);
 CREATE TABLE trials (
     id INTEGER PRIMARY KEY AUTOINCREMENT, study INTEGER NOT NULL REFERENCES studies, key TEXT NOT NULL,
     config_hash TEXT NOT NULL, seed INTEGER NOT NULL, steps INTEGER NOT NULL, config TEXT NOT NULL,
     folder TEXT NOT NULL, limits TEXT NOT NULL, state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
     interrupted INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', log_tail TEXT NOT NULL DEFAULT '',
     loss REAL, seconds REAL NOT NULL DEFAULT 0, tokens INTEGER NOT NULL DEFAULT 0, params INTEGER NOT NULL DEFAULT 0,
-    source INTEGER REFERENCES trials, ended INTEGER, UNIQUE (study, key));
+    source INTEGER REFERENCES trials, ended INTEGER, scores TEXT NOT NULL DEFAULT '{}',
+    extra TEXT NOT NULL DEFAULT '{}', words TEXT NOT NULL DEFAULT '', UNIQUE (study, key));
 CREATE INDEX trials_key ON trials (key);
 CREATE INDEX trials_state ON trials (study, state);
 CREATE INDEX trials_ended ON trials (ended);
@@ -57,6 +58,7 @@ class LedgerFile:
     def __init__(self, path: str | Path, *, read_only: bool = False):
         self.path = Path(path)
         self._locks: dict[str, TextIO] = {}
+        self.writes = not read_only
         if read_only:
             if not self.path.is_file():
                 raise UserError(f"no ledger {self.path}")
@@ -183,6 +185,9 @@ class LedgerFile:
             return self._db.execute(sql, values).fetchall()
 
     def close(self) -> None:
+        if self.writes:  # SQLite does so itself unless a monitor looks on: then a copy of the file would lack the log
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._db.close()
         for lock in self._locks.values():
             lock.close()

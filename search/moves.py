@@ -9,7 +9,9 @@ second. A new kind keeps those settings of the old one that differ from their de
 into the layers of a model means every layer that has such a setting; layers count from 0, as in parameter names.
 """
 
+import gc
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -23,6 +25,7 @@ from gptcore.registry import SLOTS, KindConfig, Slot, Strict, nearest, slot_of
 from ppa.figure import Figure
 
 from .cost import Costs, costs, violations
+from .feasible import problems
 from .point import Point, layers_of, with_layers
 
 if TYPE_CHECKING:
@@ -109,6 +112,20 @@ class Generated:
         return {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection. Candidates and their prices stay, and none of them refers to itself; to look for
+    cycles among them takes up to half of the time that making them takes."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@_uncollected()
 def candidates(space: "Space", point: Point, seen: Collection[str] = frozenset()) -> Generated:
     """Every feasible point one move away that is none of `seen` (keys of points), in the order of the file."""
     found: dict[str, Candidate] = {}
@@ -138,7 +155,7 @@ def _checked(
     if new.key in seen:
         raise Rejected("seen", "considered before")
     if new.config is not old.config:
-        for path, message in new.config.problems():
+        for path, message in problems(new.config):
             raise Rejected("impossible combination", f"{'.'.join(map(str, path))}: {message}")
     try:
         price = costs(new, space)

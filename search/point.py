@@ -11,6 +11,9 @@ from itertools import groupby
 from typing import Any
 
 from gptcore.config import LAYER_FIELDS, Config, GPTConfig, LayerConfig, canonical
+from gptcore.registry import Strict
+from ppa.alike import Numbers
+from ppa.estimate import uniform_layer
 from ppa.machine import Machine
 
 
@@ -37,39 +40,61 @@ class Point:
         return hash(self.key)
 
 
+REMEMBERED = 1 << 15
 _OF_LAYERS = (*LAYER_FIELDS, "layers", "norm_output")
 _OF_MODEL = tuple(name for name in GPTConfig.model_fields if name not in _OF_LAYERS)
-_canonical = lru_cache(maxsize=1 << 14)(canonical)
+_number = Numbers(REMEMBERED)  # of layers, and of what they are made of
+_texts: dict[tuple[int, ...], str] = {}
+_repeated: dict[tuple[int, int], LayerConfig] = {}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def parts_of(layer: LayerConfig) -> tuple[int, ...]:
+    """Numbers of what a layer is made of; two layers have the same ones when nothing but `repeat` differs."""
+    return tuple([_number(getattr(layer, name)) for name in LAYER_FIELDS])
+
+
+def _of_layer(layer: LayerConfig) -> str:
+    """The canonical form of a layer, as JSON."""
+    key = parts_of(layer)
+    text = _texts.get(key)
+    if text is None:
+        if len(_texts) >= REMEMBERED:
+            _texts.clear()
+        text = _texts[key] = _json(canonical(layer.model_copy(update={"repeat": 1})))
+    return text
 
 
 @lru_cache(maxsize=1 << 14)
-def _of_layer(name: str, value: Any) -> dict[str, Any]:
-    """What one setting of a layer adds to the canonical form of it."""
-    whole = canonical(LayerConfig().model_copy(update={name: value}))
-    return {name: whole[name]} if name in whole else {}
-
-
-@lru_cache(maxsize=1 << 14)
-def _of_model(name: str, value: Any) -> dict[str, Any]:
-    """The same for a setting of the model that is none of its layers."""
+def _of_model(name: str, value: Any) -> str | None:
+    """What one setting of the model that is none of its layers adds to the canonical form of it."""
     plain = GPTConfig()
     whole = canonical(plain.model_copy(update={name: value, "layers": [uniform_layer(plain)]}))
-    return {name: whole[name]} if name in whole else {}
+    return _json(whole[name]) if name in whole else None
+
+
+@lru_cache(maxsize=1 << 14)
+def _of_section(section: Strict) -> str:
+    return _json(canonical(section))
 
 
 def identity_of(config: Config) -> str:
     """`gptcore.config.identity`, some twenty times as fast for one of many similar configurations: it remembers."""
     model = config.model
-    layers: list[Any] = []
+    layers: list[str] = []
     for layer in model.layers or [uniform_layer(model, model.n_layer)]:
-        said = {key: text for name in LAYER_FIELDS for key, text in _of_layer(name, getattr(layer, name)).items()}
-        layers += [said] * layer.repeat
-    fields: dict[str, Any] = {"layers": layers, "norm_output": _canonical(model.output_norm())}
-    for name in _OF_MODEL:
-        fields |= _of_model(name, getattr(model, name))
-    fields = {"model": fields}
-    fields |= {name: part for name in ("data", "train") if (part := _canonical(getattr(config, name)))}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        layers += [_of_layer(layer)] * layer.repeat
+    fields = {name: text for name in _OF_MODEL if (text := _of_model(name, getattr(model, name))) is not None}
+    fields |= {"layers": f"[{','.join(layers)}]", "norm_output": _of_section(model.output_norm())}
+    whole = {name: text for name in ("data", "train") if (text := _of_section(getattr(config, name))) != "{}"}
+    return hashlib.sha256(_object(whole | {"model": _object(fields)}).encode()).hexdigest()
+
+
+def _object(fields: dict[str, str]) -> str:
+    return "{" + ",".join([f'"{name}":{fields[name]}' for name in sorted(fields)]) + "}"
 
 
 @lru_cache(maxsize=1 << 14)
@@ -85,17 +110,15 @@ def machine_key(machine: Machine) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def uniform_layer(model: GPTConfig, repeat: int = 1) -> LayerConfig:
-    """All layers of a model without a schedule, as one entry of it."""
-    return LayerConfig.model_construct(
-        repeat=repeat, attention=model.attention, mlp=model.mlp, norm=model.norm, block=model.block
-    )
-
-
-@lru_cache(maxsize=1 << 14)
 def layer_of(layer: LayerConfig, repeat: int = 1) -> LayerConfig:
     """An entry of a schedule that holds `repeat` such layers; equal ones are one object, and so quickly compared."""
-    return layer.model_copy(update={"repeat": repeat})
+    key = _number(layer), repeat
+    found = _repeated.get(key)
+    if found is None:
+        if len(_repeated) >= REMEMBERED:
+            _repeated.clear()
+        found = _repeated[key] = layer.model_copy(update={"repeat": repeat})
+    return found
 
 
 def layers_of(model: GPTConfig) -> list[LayerConfig]:
@@ -110,7 +133,7 @@ def _single(entry: LayerConfig) -> LayerConfig:
 
 def with_layers(model: GPTConfig, layers: list[LayerConfig]) -> GPTConfig:
     """The model with these layers, written as short as can be: equal neighbours as one entry, equal layers without."""
-    runs = [(layer, len(list(same))) for layer, same in groupby(layers)]
+    runs = [(same[0], len(same)) for same in (list(group) for _, group in groupby(layers, key=_number))]
     entries = [layer if repeat == 1 else layer_of(layer, repeat) for layer, repeat in runs]
     update: dict[str, Any] = {"n_layer": len(layers), "layers": entries}
     # The norm before the head is that of the model unless it has its own: it must not change with the layers' norm.
@@ -119,4 +142,4 @@ def with_layers(model: GPTConfig, layers: list[LayerConfig]) -> GPTConfig:
     return model.model_copy(update=update)
 
 
-__all__ = ["Point", "identity_of", "layers_of", "machine_key", "uniform_layer", "with_layers"]
+__all__ = ["Point", "identity_of", "layers_of", "machine_key", "parts_of", "with_layers"]

@@ -9,12 +9,16 @@ from .trial import Identity, Limits, State, TrialSpec
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A study; `space` is the text of its space file, `elapsed_s` the time its coordinators have spent."""
+    """A study; `space` is the text of its space file, `elapsed_s` the time its coordinators have spent.
+
+    `settings` says in plain values what is searched for: score and its unit, cost, machine, budget, baseline ...
+    """
 
     name: str
     space_hash: str
     space: str
     elapsed_s: float
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,15 @@ class NewTrial:
     limits: Limits = Limits()
     state: State = "queued"
     reason: str = ""
+    pause_at: int | None = None
+    parent: tuple[str, str] | None = None
+    tasks: tuple[str, ...] = ()
+    name: str = ""
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What a specification holds beside these columns, and the name of the move for people."""
+        return {"pause_at": self.pause_at, "parent": self.parent, "tasks": self.tasks, "name": self.name}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +58,7 @@ class Trial:
 
     `attempts` counts starts, `interrupted` those of them that ended with the coordinator and not by themselves.
     `source` names the study that trained it, and spent its `seconds`, where that was another one. `ended` numbers the
-    ends over the whole file.
+    ends over the whole file; no number is given twice, so that one that goes on keeps its old one until it ends again.
     """
 
     key: str
@@ -66,6 +79,18 @@ class Trial:
     params: int
     source: str | None
     ended: int | None
+    scores_json: str
+    extra_json: str
+    words: str
+
+    @property
+    def name(self) -> str:
+        """Of the candidate that it was first trained for."""
+        return json.loads(self.extra_json).get("name", "")
+
+    @property
+    def scores(self) -> dict[str, float]:
+        return json.loads(self.scores_json)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -73,7 +98,13 @@ class Trial:
 
     @property
     def spec(self) -> TrialSpec:
-        return TrialSpec(self.key, self.config, self.seed, self.folder, Limits(**json.loads(self.limits_json)))
+        extra = json.loads(self.extra_json)
+        limits = Limits(**json.loads(self.limits_json))
+        parent, tasks = extra.get("parent"), tuple(extra.get("tasks", ()))
+        return TrialSpec(
+            self.key, self.config, self.seed, self.folder, limits, extra.get("pause_at"),
+            (parent[0], parent[1]) if parent else None, tasks,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

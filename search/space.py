@@ -4,7 +4,7 @@ runs: every problem at once with its line, and every move is made once from the 
     baseline: ../quickstart.yaml       a configuration file, relative to this one, or a mapping
     overrides: [model.n_layer=2]       on top of it; hardware.array.rows=8 changes the machine
     hardware: edge-sky130              default: that of the baseline
-    objective: {score: loss}           loss (nats a token), exp(-loss), or bits_per_byte
+    objective: {score: loss}           loss (nats a token), exp(-loss), bits_per_byte, or task:NAME[:METRIC] of lm-eval
     cost: area_m2                      or {weights: {area_m2: 1, latency_s: 0.5}} relative to the baseline, or
                                        {lexicographic: [area_m2, params]}: the next one only where the first is equal
     stage: decode                      of energy, latency, FLOPs and bytes: decode, prefill or train
@@ -16,10 +16,11 @@ runs: every problem at once with its line, and every move is made once from the 
       model.bits: {choices: [8, 4]}    every field of a section
       hardware.array.rows, hardware.array.columns: [x2]     several settings in one move
       layers: {duplicate: true, remove: true, change: {attention.n_head: [x2]}}     any one layer
-    budget: {trials: 60}               also seconds, tokens, rounds (accepted moves); what is not given has no limit
+    budget: {trials: 60}               also seconds, tokens, gpu_hours, rounds; what is not given has no limit
     seeds: {first: 1, min: 2, max: 5}
     train: {max_iters: 300}            of every trial
-    strategy: {kind: greedy, beam: 1}
+    strategy: {kind: greedy, beam: 1}  or random, grid, nsga2; rungs: [100] prunes at that step, start: warm goes on
+                                       from the weights of the incumbent (fields: Strategy)
     rule: {confidence: 0.95, shrink_tolerance: null}
     results_file: out.yaml             the YAML log of results; default: beside the ledger
 
@@ -30,12 +31,12 @@ are steps.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from gptcore.config import Config
 from gptcore.data import find_dataset, open_dataset
@@ -45,7 +46,7 @@ from gptcore.loader import ConfigError, from_dict, merge
 from gptcore.loader import load as load_config
 from gptcore.ops import Stage
 from gptcore.placing import place
-from gptcore.registry import Strict, nearest
+from gptcore.registry import nearest
 from gptcore.yamlfile import Key, parse_value, read_mapping
 from ppa.machine import Machine, load_machine
 
@@ -53,8 +54,9 @@ from .cost import COSTS, CostName, Costs, costs, violations
 from .movefile import keyed, notes, read_moves, unsigned, wrong
 from .moves import Move, Rejected, apply
 from .point import Point
-
-SCORES = ("loss", "exp(-loss)", "bits_per_byte")
+from .score import Score, task_score, tokens_per_byte
+from .spacefile import Bound, Budget, CostRule, DecisionRule, Objective, Seeds, SpaceFile, Strategy
+from .trial import Identity
 
 
 class SpaceError(UserError):
@@ -73,104 +75,6 @@ def _place_of(problem: str) -> tuple[str, int]:
     return source, int(line) if line.isdigit() else 0
 
 
-class Objective(Strict):
-    score: str = Field(default="loss", description="what improves: loss, exp(-loss) or bits_per_byte")
-
-    @model_validator(mode="after")
-    def _known(self) -> "Objective":
-        if self.score.startswith("task:"):
-            raise ValueError(f"tasks of lm-eval are not supported as a score yet; possible: {', '.join(SCORES)}")
-        if self.score not in SCORES:
-            raise ValueError(f"no score {self.score!r}{nearest(self.score, list(SCORES))} (known: {', '.join(SCORES)})")
-        return self
-
-
-class CostRule(Strict):
-    """Exactly one of the three."""
-
-    name: CostName | None = None
-    weights: dict[CostName, float] | None = Field(default=None, min_length=1)
-    lexicographic: list[CostName] | None = Field(default=None, min_length=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare(cls, value: Any) -> Any:
-        return {"name": str(value)} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _one(self) -> "CostRule":
-        if sum(given is not None for given in (self.name, self.weights, self.lexicographic)) != 1:
-            raise ValueError("expected one cost, weights, or lexicographic")
-        if self.weights is not None and min(self.weights.values()) <= 0:
-            raise ValueError("weights are positive")
-        return self
-
-    @property
-    def names(self) -> tuple[CostName, ...]:
-        return (self.name,) if self.name else tuple(self.weights or self.lexicographic or ())
-
-
-class Bound(Strict):
-    min: float | None = None
-    max: float | None = None
-
-
-class Budget(Strict):
-    """Whichever ends first."""
-
-    trials: int | None = Field(default=None, ge=1, description="training runs, all seeds together")
-    seconds: float | None = Field(default=None, gt=0, description="wall-clock time")
-    tokens: int | None = Field(default=None, ge=1, description="tokens trained on, all trials together")
-    rounds: int | None = Field(default=None, ge=1, description="decisions, each of which moves on or ends the search")
-
-
-class Seeds(Strict):
-    first: int = Field(default=1, ge=0)
-    min: int = Field(default=2, ge=2, description="for every candidate; an interval takes two")
-    max: int = Field(default=6, ge=2, description="for candidates that more seeds could decide")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Seeds":
-        if self.max < self.min:
-            raise ValueError(f"max {self.max} is below min {self.min}")
-        return self
-
-
-class Strategy(Strict):
-    kind: Literal["greedy", "random", "grid", "nsga2"] = "greedy"
-    beam: int = Field(default=1, ge=1, description="points that greedy goes on from at a time")
-
-    @model_validator(mode="after")
-    def _greedy(self) -> "Strategy":
-        if self.beam > 1 and self.kind != "greedy":
-            raise ValueError(f"a beam belongs to greedy, not to {self.kind}")
-        return self
-
-
-class DecisionRule(Strict):
-    confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    shrink_tolerance: float | None = Field(default=None, ge=0, description="nats a cheaper model may lose; null: none")
-
-
-class SpaceFile(Strict):
-    """What stands in a file."""
-
-    baseline: str | dict[str, Any]
-    overrides: list[str] = []
-    hardware: str | None = None
-    objective: Objective = Field(default_factory=Objective)
-    cost: CostRule
-    stage: Stage = "decode"
-    constraints: dict[CostName, Bound] = {}
-    moves: dict[str, Any] = Field(min_length=1)
-    budget: Budget = Field(default_factory=Budget)
-    seeds: Seeds = Field(default_factory=Seeds)
-    train: dict[str, Any] = {}
-    strategy: Strategy = Field(default_factory=Strategy)
-    rule: DecisionRule = Field(default_factory=DecisionRule)
-    results_file: str | None = None
-
-
 @dataclass(frozen=True)
 class Space:
     """A search that can run: everything is looked up, and each move exists."""
@@ -179,7 +83,7 @@ class Space:
     baseline: Point
     baseline_costs: Costs
     vocab_size: int
-    objective: Objective
+    score: Score
     cost: CostRule
     stage: Stage
     constraints: Mapping[CostName, Bound]
@@ -194,11 +98,35 @@ class Space:
     def as_dict(self) -> dict[str, Any]:
         """Plain values: what the search depends on, without its budget, so that a finished search can be extended."""
         return {
-            "baseline": self.baseline.key, "vocab_size": self.vocab_size, "objective": self.objective.score,
+            "baseline": self.baseline.key, "vocab_size": self.vocab_size,
+            "objective": "".join(self.score.tasks) or self.score.name,
             "cost": self.cost.model_dump(exclude_none=True), "stage": self.stage,
             "constraints": {name: bound.model_dump() for name, bound in self.constraints.items()},
             "moves": [move.as_dict() for move in self.moves], "seeds": self.seeds.model_dump(),
-            "strategy": self.strategy.model_dump(), "rule": self.rule.model_dump(),
+            "strategy": self.strategy.model_dump(exclude_defaults=True), "rule": self.rule.model_dump(),
+        }  # fmt: skip
+
+    @property
+    def measures_steps(self) -> bool:
+        """Whether it asks for the time of a training step, which takes a measurement."""
+        return "step_time_s" in (*self.cost.names, *self.constraints)
+
+    def settings(self) -> dict[str, Any]:
+        """As the ledger keeps them for whoever shows the study."""
+        baseline, config = self.baseline_costs, self.baseline.config
+        return {
+            "name": self.name, "strategy": self.strategy.model_dump(), "score": self.score.name,
+            "unit": self.score.unit, "cost": self.cost.model_dump(exclude_none=True), "stage": self.stage,
+            "machine": self.baseline.machine.title, "vocab_size": self.vocab_size, "budget": self.budget.model_dump(),
+            "seeds": self.seeds.model_dump(), "better": self.score.better,
+            "tokens_per_byte": self.score.tokens_per_byte,
+            "rule": {**self.rule.model_dump(), "selection_confidence": self.rule.selection_confidence},
+            "constraints": {name: bound.model_dump() for name, bound in self.constraints.items()},
+            "baseline": {
+                "key": self.baseline.key, "config_hash": Identity.of(config).config_hash, "costs": baseline.as_dict(),
+                "intervals": {name: list(ends) for name, ends in baseline.intervals.items()},
+                "config": config.model_dump(mode="json"),
+            },
         }  # fmt: skip
 
     @property
@@ -247,8 +175,15 @@ def _build(raw: dict, folder: Path, name: str, overrides: list[str], problems: l
     if problems or file is None or vocab_size is None:
         raise SpaceError(problems)
     results = folder / file.results_file if file.results_file else None
+    problems += [
+        f"{_mark(raw, 'strategy')}: strategy: {words}"
+        for words in _unfit(file.strategy, file.objective.score, config, moves)
+    ]
+    score = _score(raw, file.objective, config, problems)
+    if problems or score is None:
+        raise SpaceError(problems)
     space = Space(
-        name, baseline, _NOTHING, vocab_size, file.objective, file.cost, file.stage, file.constraints, tuple(moves),
+        name, baseline, _NOTHING, vocab_size, score, file.cost, file.stage, file.constraints, tuple(moves),
         file.budget, file.seeds, file.strategy, file.rule, results, tuple(notes(moves)),
     )  # fmt: skip
     found = costs(baseline, space)
@@ -375,6 +310,35 @@ def _overridden(point: Point, token: str, problems: list[str]) -> Point:
     except Rejected as no:
         problems.append(f"{token}: {no.words}")
     return point
+
+
+def _unfit(strategy: Strategy, score: str, config: Config, moves: list[Move]) -> Iterator[str]:
+    """What of a strategy does not go with the rest."""
+    t = config.train
+    for step in strategy.rungs:
+        if step % t.eval_interval or step >= t.max_iters:
+            yield (
+                f"rung {step}: losses are compared where they are measured, at multiples of train.eval_interval "
+                f"({t.eval_interval}) below train.max_iters ({t.max_iters})"
+            )
+    if strategy.rungs and score.startswith("task:"):
+        yield f"rungs compare learning curves, which tell the loss, not {score}: leave `rungs` out"
+    of_layers = [move for move in moves if move.per_layer or move.op in ("duplicate", "remove")]
+    if strategy.kind in ("grid", "nsga2") and of_layers:
+        yield f"{strategy.kind} goes over a grid, and moves of single layers span none: leave `layers` out"
+
+
+def _score(raw: dict, objective: Objective, config: Config, problems: list[str]) -> Score | None:
+    mark, name = _mark(raw, "objective"), objective.score
+    try:
+        if name == "bits_per_byte":
+            return Score(name, tokens_per_byte(config.data.dataset))
+        if name.startswith("task:"):
+            return task_score(name, objective.limit)
+    except (DataError, UserError) as error:
+        problems.append(f"{mark}: objective.score {name}: {error}")
+        return None
+    return Score(name, better="higher" if name == "exp(-loss)" else "lower")
 
 
 def _vocab_size(config: Config, problems: list[str]) -> int | None:

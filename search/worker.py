@@ -17,8 +17,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from .score import task_scores
 from .trial import Identity, State, TrialResult, TrialSpec
+
+if TYPE_CHECKING:
+    from gptcore.config import Config
 
 RESULT, LOG, SPEC = "result.json", "worker.log", "trial.json"
 WORK = "search.worker:run_trial"
@@ -55,26 +60,53 @@ def run_trial(spec: TrialSpec) -> TrialResult:
 def _train(spec: TrialSpec) -> TrialResult:
     from gptcore.errors import RunError
     from gptcore.loader import from_dict
+    from gptcore.prepare import ensure_prepared
 
     config = from_dict(spec.config)
-    found = Identity.of(config).key
+    ensure_prepared(config.data.dataset)
+    found = Identity.of(config, spec.parent[0] if spec.parent else None, spec.tasks).key
     if found != spec.key:
-        raise RunError(f"the configuration is that of trial {found}, not of {spec.key}")
-    config = config.model_copy(update={"train": config.train.model_copy(update={"out_dir": spec.folder})})
+        raise RunError(
+            f"the configuration is that of trial {found}, not of {spec.key}: another version of the program, or the "
+            f"data set {config.data.dataset} holds other tokens here than where the search runs"
+        )
+    changes = {"out_dir": spec.folder, "pause_at": spec.pause_at}
+    config = config.model_copy(update={"train": config.train.model_copy(update=changes)})
     from gptcore.checkpoint import read_run  # with torch: only now, when the configuration is known to be good
     from gptcore.train import train
 
-    run = train(config, name=spec.key, quiet=True)
+    weights, words = _grown(spec.parent[1], config) if spec.parent else (None, "")
+    run = train(config, name=spec.key, quiet=True, weights=weights)
     if run.status == "interrupted":
         raise KeyboardInterrupt
     about, curve = read_run(run.folder), tuple(_curve(run.folder))
-    state: State = "done"
+    state: State = "pruned" if run.status == "paused" else "done"
     if run.status == "diverged" or run.best_loss is None:
         state = "diverged"
     elif run.status == "stopped" and run.reason.endswith("max_seconds"):
         state = "timeout"
     loss = run.best_loss if state == "done" else None
-    return TrialResult(spec.key, state, loss, curve, run.reason, tokens=about["tokens"], params=about["parameters"])
+    scores = task_scores(run.folder, spec.tasks) if state == "done" and spec.tasks else {}
+    return TrialResult(
+        spec.key, state, loss, curve, run.reason, tokens=about["tokens"], params=about["parameters"], scores=scores,
+        words=words,
+    )  # fmt: skip
+
+
+def _grown(parent: str, config: "Config") -> tuple[dict[str, Any], str]:
+    """The weights of the parent's last checkpoint in the shape of this configuration, and how they got there."""
+    from gptcore.checkpoint import read_newest
+    from gptcore.config import GPTConfig
+    from gptcore.errors import RunError
+    from gptcore.grow import grow
+
+    found = read_newest(Path(parent))
+    if found is None:
+        raise RunError(f"the trial to grow from left no checkpoint in {parent}; a warm start needs its folder here")
+    before = GPTConfig.model_validate(found.payload["model_config"])
+    assert before.vocab_size is not None
+    grown = grow(found.payload["model"], before, config.with_vocab(before.vocab_size).model, seed=config.train.seed)
+    return grown.weights, grown.words
 
 
 def _curve(folder: Path) -> Iterator[tuple[int, float]]:

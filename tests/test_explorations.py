@@ -14,7 +14,8 @@ from search.moves import candidates
 from search.space import load as load_space
 
 ROOT = Path(__file__).parent.parent
-FOUND = sorted(p for p in (ROOT / "explorations").rglob("*") if p.suffix in (".yaml", ".json"))
+KINDS = (".yaml", ".json")
+FOUND = sorted(p for p in (ROOT / "explorations").rglob("*") if p.suffix in KINDS and p.parent.name != "tasks")
 SEARCHES = [p for p in FOUND if p.parent.name == "search"]
 FILES = [p for p in FOUND if p not in SEARCHES]
 

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top_p", type=float, metavar="P", help="draw from the likeliest tokens that together have probability P only")
     add("--seed", type=int, default=1337, metavar="N", help="same seed, same text (default: 1337)")
     add("--stop", action="append", default=[], metavar="TEXT", help="end a sample before this text; may be repeated")
+    add("--lm_eval_tasks", metavar="LIST", help="instead of sampling: scores on these tasks, as `gptcore eval --tasks`")
     add("--device", default="auto", help="cpu, cuda, cuda:N, or auto (default)")
     add("--dtype", choices=DTYPES, default="float32", help="of weights and arithmetic (default: float32)")
 
@@ -41,13 +42,20 @@ def run(args: argparse.Namespace) -> int:
     from ..distributed import pick_device
     from ..errors import UserError
     from ..sample import cache_obstacle, continue_text
+    from .eval import find, score, task_names
 
     if args.num_samples < 1:
         raise UserError(f"--num_samples must be at least 1, not {args.num_samples}")
+    tasks = find(task_names(args.lm_eval_tasks), None)
+    if args.lm_eval_tasks is not None and not tasks:
+        raise UserError("--lm_eval_tasks names no task")
     start, stops = _start(args.start), [_unescape(text) for text in args.stop]
     device = pick_device(args.device)
     model, tokenizer = _pretrained(args) if args.init_from not in (None, "resume") else _trained(args)
     model.to(device=device, dtype=getattr(torch, args.dtype))
+    if args.lm_eval_tasks is not None:
+        score(model, tokenizer, tasks, folder=None, origin={})
+        return 0
     if not start:
         _note(f"empty prompt: starting from {'a line feed' if tokenizer.eot is None else 'the end-of-text token'}")
     samples = continue_text(

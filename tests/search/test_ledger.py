@@ -265,3 +265,23 @@ def test_what_cannot_be_exported_is_said(varied, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="Parquet needs pandas and pyarrow"):
         export(varied, "a", tmp_path / "t.parquet")
     assert not (tmp_path / "t.parquet").exists()
+
+
+def test_the_number_of_an_end_is_given_once(tmp_path):
+    """One who has read up to a number must not miss what ends after it, whatever goes on meanwhile."""
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        ledger.lead("a", "hash", "")
+        ledger.add("a", [NewTrial(Identity(f"{i:064d}"[::-1], 1, 10), {}, "f", Limits()) for i in range(2)])
+        first, second = ledger.claim("a", 2)
+        ledger.finish("a", TrialResult(first.key, "done", 1.0))
+        ledger.finish("a", TrialResult(second.key, "pruned", None, ((5, 2.0),)))
+        (seen,) = [t.ended for t in ledger.ends("a", 1)]
+        ledger.go_on("a", [second.key], None)
+        (again,) = ledger.claim("a", 1)
+        assert again.pause_at is None and ledger.ends("a", seen) == []
+        ledger.finish("a", TrialResult(second.key, "timeout", None))
+        (late,) = ledger.ends("a", seen)
+        assert late.key == second.key and late.ended == seen + 1
+        ledger.retry("a", ["timeout"])
+        ledger.finish("a", TrialResult(ledger.claim("a", 1)[0].key, "done", 1.0))
+        assert [t.ended for t in ledger.ends("a", seen + 1)] == [seen + 2]

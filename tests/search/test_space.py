@@ -59,7 +59,7 @@ def test_a_file_with_everything_in_it(tmp_path):
     amounts = [(m.op, m.value) for m in space.moves if m.paths == (("model", "n_embd"),)]
     assert amounts == [("add", 16), ("add", -16), ("add", 32), ("multiply", 2), ("multiply", Fraction(1, 2))]
     assert [m.op for m in space.moves if m.per_layer] == ["duplicate", "multiply"]
-    assert space.stage == "prefill" and space.objective.score == "bits_per_byte" and space.cost.names == ("params",)
+    assert space.stage == "prefill" and space.score.name == "bits_per_byte" and space.cost.names == ("params",)
     assert space.baseline.config.train.max_iters == 300 and space.seeds.first == 3 and space.budget.tokens is None
     assert space.results_file == tmp_path / "out.yaml" and space.rule.shrink_tolerance == 0.01
     assert space.baseline_costs.params > 1000 and space.constraints["params"].max == 1e7
@@ -91,14 +91,14 @@ MISTAKES = {
     "seeds: {min: 1}": "seeds.min",
     "seeds: {min: 4, max: 3}": "max 3 is below min 4",
     "objective: {score: los}": "did you mean 'loss'?",
-    "objective: {score: task:arc_easy}": "not supported",
+    "objective: {score: task:arc_eazy}": "arc_eazy",
     "constraints: {area_mm2: {max: 2}}": "no cost 'area_mm2'; did you mean 'area_m2'?",
     "constraints: {params: {maks: 2}}": "did you mean 'max'?",
     "constraints: {params: {max: 1000}}": "the baseline breaks a constraint: params 8.053e+05 is above 1000",
     "hardware: edge-sky13": "no hardware 'edge-sky13'; did you mean 'edge-sky130'",
     "train: {max_iter: 3}": "unknown key 'train.max_iter'; did you mean 'max_iters'?",
     "strategy: {kind: gready}": "'greedy', 'random', 'grid' or 'nsga2', not 'gready'",
-    "strategy: {kind: random, beam: 2}": "a beam belongs to greedy",
+    "strategy: {kind: random, beam: 2}": "beam belongs to greedy, not to random",
     "rule: {confidence: 1}": "rule.confidence",
     "stage: decoding": "stage: Input should be",
 }
