@@ -22,6 +22,7 @@ from .space import Space
 from .trial import Identity, Limits, TrialResult
 
 WAIT_S = 1.0
+SPENT_EVERY_S = 5.0  # how often the time that was spent is written down; a killed search loses no more of it
 
 
 class BudgetSpent(Exception):
@@ -179,20 +180,23 @@ class Lab:
 
     def _collect(self, keys: set[str], runs: dict[str, Run]) -> None:
         began = time.monotonic()
+        waiting = len(keys)  # as far as is known; one that failed may wait once more
         while keys:
-            while len(self.executor.running()) < self.executor.capacity:
-                claimed = self.ledger.claim(self.study, 1, keys=keys)
-                if not claimed:
-                    break
-                self.executor.start(claimed[0])
+            free = self.executor.capacity - len(self.executor.running())
+            if free > 0 and waiting:
+                claimed = self.ledger.claim(self.study, free, keys=keys)
+                waiting = waiting - len(claimed) if len(claimed) == free else 0
+                for spec in claimed:
+                    self.executor.start(spec)
             for result in self.executor.wait(WAIT_S):
-                self.ledger.finish(self.study, result)
+                waiting += self.ledger.finish(self.study, result) == "queued"
                 self.say(_line(result, runs.get(result.key)))
-            now = time.monotonic()
-            self.ledger.spend(self.study, now - began)
-            began = now
             self._read()
             keys -= self._ended.keys()
+            now = time.monotonic()
+            if now - began > SPENT_EVERY_S or not keys:
+                self.ledger.spend(self.study, now - began)
+                began = now
 
 
 def _seeded(point: Point, seed: int) -> Any:

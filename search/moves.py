@@ -9,9 +9,7 @@ second. A new kind keeps those settings of the old one that differ from their de
 into the layers of a model means every layer that has such a setting; layers count from 0, as in parameter names.
 """
 
-import gc
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -112,20 +110,6 @@ class Generated:
         return {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without garbage collection. Candidates and their prices stay, and none of them refers to itself; to look for
-    cycles among them takes up to half of the time that making them takes."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
-
-
-@_uncollected()
 def candidates(space: "Space", point: Point, seen: Collection[str] = frozenset()) -> Generated:
     """Every feasible point one move away that is none of `seen` (keys of points), in the order of the file."""
     found: dict[str, Candidate] = {}

@@ -40,11 +40,13 @@ class Identity:
     def of(cls, config: "Config", parent: str | None = None, tasks: tuple[str, ...] = ()) -> "Identity":
         """`parent` is the key of the trial that it grows from. Cosmetic settings (device, run folder, log interval ...)
         make no difference; the contents of the data set do."""
-        from gptcore.config import TrainConfig, identity
+        from gptcore.config import TrainConfig
+
+        from .point import identity_of
 
         t, plain = config.train, TrainConfig()
         same = t.model_copy(update={"seed": plain.seed, "max_iters": plain.max_iters})
-        whole = f"{identity(config.model_copy(update={'train': same}))} {data_hash(config.data.dataset)}"
+        whole = f"{identity_of(config.model_copy(update={'train': same}))} {data_hash(config.data.dataset)}"
         more = json.dumps([parent, tasks]) if parent or tasks else ""
         short = hashlib.sha256(more.encode()).hexdigest()[:10] if more else ""
         return cls(hashlib.sha256(whole.encode()).hexdigest(), t.seed, t.max_iters, short)
