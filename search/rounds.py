@@ -136,6 +136,8 @@ class _Round:
         """The first seeds of all; with rungs, of those that are still in the running at each."""
         begin = self.task.seeds[: self.rule.min_seeds]
         trained = [c for c in self.task.found.candidates if not c.same_training]
+        if not trained:
+            return
         for rung in self.decider.space.strategy.rungs:
             self.lab.measure([*self._runs(None, begin), *(r for c in trained for r in self._runs(c, begin))], rung)
             trained = self._kept(trained, begin, rung)

@@ -98,7 +98,9 @@ class Search:
         return Node(space.baseline, space.baseline_costs, weights=weights)
 
     def _measured(self, outcome: Outcome) -> Interval | None:
-        """The gain of the whole search, each of both trained from scratch."""
+        """The gain of the whole search, each of both trained from scratch; where only the machine moved, 0 it is."""
+        if outcome.point.identity == self.space.baseline.identity:
+            return Interval(0.0, 0.0, 0.0, 0)
         seeds, score = seeds_of(self.space.seeds, outcome.rounds + 1), self.lab.score
         ends = [
             [Run(point, seed, name=name) for seed in seeds]

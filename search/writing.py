@@ -64,7 +64,10 @@ def summary(space: "Space", outcome: "Outcome") -> str:
     costs = ", ".join(f"{name} {getattr(before, name):.4g} -> {getattr(after, name):.4g}" for name in known)
     if outcome.gain is not None and outcome.gain.low is not None:
         g = outcome.gain
-        lines.append(f"start against end on {g.seeds} fresh seeds: {g.mean:+.4f} {unit} [{g.low:+.4f}, {g.high:+.4f}]")
+        ends = f"{g.mean:+.4f} {unit} [{g.low:+.4f}, {g.high:+.4f}]"
+        lines.append(
+            f"start against end on {g.seeds} fresh seeds: {ends}" if g.seeds else "only the machine has changed"
+        )
     if space.strategy.start == "warm":
         lines.append("steps were gained by training on from grown weights; start against end is trained from scratch")
     return "\n".join([*lines, f"ended after round {outcome.rounds}: {outcome.reason}", costs])

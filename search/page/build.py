@@ -101,6 +101,8 @@ def _verdict(view: StudyView) -> str:
         change = percent_change(start.costs[cost], end.costs[cost])
         priced = f" {_capital(title)}: <b>{change}</b>."
     listed = f'</p>\n<p class="lead">{steps}.' if end.moves <= 12 else ""
+    if end.fresh and not end.gain.seeds:
+        return f"{moves} of the machine alone; what is trained has not changed.{priced}{listed}"
     return f"{moves} bring{'s' if end.moves == 1 else ''} the {text(what)}{brings}: {gain}.{priced}{listed}"
 
 

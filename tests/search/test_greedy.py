@@ -69,7 +69,7 @@ def test_a_move_of_the_machine_needs_no_trial_and_is_no_gain(tmp_path):
     moves = {"hardware.array.rows": ["x2", "x0.5"]}
     outcome, rows, trials = run(tmp_path, Table(), moves=moves, cost="area_m2")
     assert not outcome.steps and all(j["gain"] == 0 for j in rows[0].content["judged"])
-    assert len(trials) == 2  # the baseline alone, on two seeds
+    assert not trials
     taken, _, _ = run(tmp_path, Table(), "shrink", moves=moves, cost="area_m2", rule={"shrink_tolerance": 0.0})
     assert taken.steps[0].name == "array rows 16 -> 8" and taken.costs.area_m2 < space().baseline_costs.area_m2
 
