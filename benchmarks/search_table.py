@@ -2,7 +2,7 @@
 
     python benchmarks/search_table.py make --scratch DIR [--seeds 8]    trains what is missing (half an hour a core)
     python benchmarks/search_table.py pack --scratch DIR                explorations/search/tabulated.csv from it
-    python benchmarks/search_table.py compare [--searches 20] [--kinds greedy random ...] [--page FILE] [KEY=VALUE ...]
+    python benchmarks/search_table.py compare [--searches 20] [--kinds greedy random nsga2 beam2] [--page FILE] [K=V]
 
 Every search is judged by what it does not know: the mean loss over all seeds of the table. Searches of the same number
 meet the same losses, whatever the strategy: an order of the table's seeds, drawn from that number. Figures, all means
@@ -203,35 +203,50 @@ def compare(kinds: Sequence[str], searches: int, overrides: Sequence[str], table
     spread = fmean(truth.loss.values()) - min(truth.loss.values())
     yield f"{len(truth.loss)} points of {len(known.losses)} hold the constraint; one of them drawn at random has an "
     yield f"excess of {spread:.4f} nats. {known.seeds} seeds a point, {searches} searches a row.\n"
-    yield "| start | trials | strategy | used | excess, nats | front | measured | first ends lower | front larger |"
-    yield "|---|---|---|---|---|---|---|---|---|"
-    wins: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds[1:]}
+    heads = ("start", "trials", "strategy", "used", "excess, nats", "front", "measured", "first ends lower")
+    yield "| " + " | ".join([*heads, "front larger", "measured larger"]) + " |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    wins: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in kinds[1:]}
     for (start, changes), budget in itertools.product(STARTS.items(), BUDGETS):
         first: list[Score] = []
         for kind in kinds:
             scores = []
             for number in range(searches):
-                seeded = [f"strategy.seed={number}"] if kind in ("random", "nsga2") else []
-                given = [f"strategy.kind={kind}", f"budget.trials={budget}", *seeded, *changes, *overrides]
+                given = [*_strategy(kind, number), f"budget.trials={budget}", *changes, *overrides]
                 scores.append(search(load(SPACE, given), table, truth, number))
             means = [f"{fmean(getattr(s, name) for s in scores):.4f}" for name in ("excess", "front", "measured")]
-            against = ["", ""]
+            against = ["", "", ""]
             if first:
                 lower = sum(a.excess < b.excess for a, b in zip(first, scores, strict=True))
                 higher = sum(a.excess > b.excess for a, b in zip(first, scores, strict=True))
                 larger = sum(a.front > b.front for a, b in zip(first, scores, strict=True))
-                wins[kind].append((lower / searches, larger / searches))
-                against = [f"{lower} of {searches} ({higher} higher)", f"{larger} of {searches}"]
+                seen = sum(a.measured > b.measured for a, b in zip(first, scores, strict=True))
+                wins[kind].append((lower / searches, larger / searches, seen / searches))
+                against = [
+                    f"{lower} of {searches} ({higher} higher)",
+                    f"{larger} of {searches}",
+                    f"{seen} of {searches}",
+                ]
             first = first or scores
             used = f"{fmean(s.trials for s in scores):.0f}"
             yield "| " + " | ".join([start, str(budget), kind, used, *means, *against]) + " |"
     for kind, found in wins.items():
-        ends, fronts = ([pair[i] for pair in found] for i in (0, 1))
-        yield (
-            f"\n{kinds[0]} against {kind}: it ends lower in {fmean(ends):.0%} of all searches, in at least four of "
-            f"five in {sum(x >= 0.8 for x in ends)} of {len(ends)} rows; its front is larger in {fmean(fronts):.0%}, "
-            f"in at least four of five in {sum(x >= 0.8 for x in fronts)} of {len(fronts)} rows."
-        )
+        said = [
+            f"{what} in {fmean(shares):.0%} of all searches, in at least four of five in "
+            f"{sum(x >= 0.8 for x in shares)} of {len(shares)} rows"
+            for what, shares in zip(
+                ("it ends lower", "what it recommends is the larger front", "what it measured is"),
+                zip(*found, strict=True), strict=True,
+            )
+        ]  # fmt: skip
+        yield f"\n{kinds[0]} against {kind}: {'; '.join(said)}."
+
+
+def _strategy(kind: str, number: int) -> list[str]:
+    """Overrides for a kind of strategy; `beam3` is greedy with a beam of three."""
+    if kind.startswith("beam"):
+        return ["strategy.kind=greedy", f"strategy.beam={kind.removeprefix('beam')}"]
+    return [f"strategy.kind={kind}", *([f"strategy.seed={number}"] if kind in ("random", "nsga2") else [])]
 
 
 def write(lines: Iterable[str], page: Path) -> None:

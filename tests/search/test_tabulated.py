@@ -90,7 +90,7 @@ def test_the_committed_table_holds_every_point_of_its_space_and_no_other():
     space, table = load(bench.SPACE), Tabulated(bench.TABLE)
     points = [named(point.config) for _, point in bench.grid(space)]
     assert sorted(points) == sorted(table.losses) and len(set(points)) == len(points) >= 200
-    assert space.seeds.max <= table.seeds  # no decision meets a seed twice
+    assert 2 * space.seeds.max <= table.seeds  # nothing is confirmed on a seed that selected it
 
 
 def test_pack_writes_the_seeds_of_which_all_points_are_there(tmp_path):
