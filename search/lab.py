@@ -153,6 +153,12 @@ class Lab:
             name=run.name,
         )  # fmt: skip
 
+    def has_room(self, runs: Iterable[Run], spare: int) -> bool:
+        """Whether the budget of trials holds these runs and `spare` more."""
+        new = {self.key(run) for run in runs} - self._counted
+        allowed = self.space.budget.trials
+        return allowed is None or len(self._counted) + len(new) + spare <= allowed - self.kept_back
+
     def _afford(self, more: int) -> None:
         budget = self.space.budget
         if budget.trials is not None and len(self._counted) + more > budget.trials - self.kept_back:

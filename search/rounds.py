@@ -164,17 +164,19 @@ class _Round:
     # -- judging -------------------------------------------------------------------------------------------------
 
     def _selected(self) -> Decision:
-        """Decides, and adds seeds where they could change the decision, until none could."""
+        """Decides, and adds seeds where they could change the decision, until none could, or none could be confirmed:
+        what it takes to confirm a winner is kept back."""
+        confirmation = 2 * len(self.task.fresh)
         while True:
             decision = decide(self._evidence(), self.selection)
             wanting = [n for n in decision.needs_seeds if len(self.seeds[n]) < self.rule.max_seeds][:SEEDED_AT_ONCE]
-            if not wanting:
+            more = {name: self.task.seeds[len(self.seeds[name])] for name in wanting}
+            runs = [run for n, seed in more.items() for of in (None, self.by_name[n]) for run in self._runs(of, [seed])]
+            if not runs or not self.lab.has_room(runs, confirmation):
                 return decision
-            for name in wanting:
-                self.seeds[name].append(self.task.seeds[len(self.seeds[name])])
-            self.lab.measure(
-                [run for n in wanting for of in (None, self.by_name[n]) for run in self._runs(of, self.seeds[n][-1:])]
-            )
+            for name, seed in more.items():
+                self.seeds[name].append(seed)
+            self.lab.measure(runs)
 
     def _evidence(self) -> list[Evidence]:
         evidence = []
@@ -200,8 +202,11 @@ class _Round:
         held = 0
         for judged in [j for j in decision.judged if j.verdict in TAKEN][: max(CONFIRMED_AT_MOST, task.want)]:
             winner = self.by_name[judged.name]
+            runs = [run for of in (None, winner) for run in self._runs(of, task.fresh)]
             if not winner.same_training:
-                self.lab.measure([run for of in (None, winner) for run in self._runs(of, task.fresh)])
+                if tried and not self.lab.has_room(runs, 0):
+                    break
+                self.lab.measure(runs)
             gains = self._gains(winner, task.fresh)
             if isinstance(gains, str):
                 continue
