@@ -30,6 +30,8 @@ validate: setup  ## estimates against published figures: ARGS="--data DIR"
 	$(BIN)/gptcore ppa validate $(ARGS)
 search: setup  ## the search that CONFIG describes, e.g. explorations/search/params_small.yaml
 	$(BIN)/gptcore search $(CONFIG) $(ARGS)
+sweep: setup  ## the runs that CONFIG lists, e.g. explorations/sweeps/softmax_norm.yaml
+	$(BIN)/gptcore sweep $(CONFIG) $(ARGS)
 monitor: setup  ## watch the search below OUT
 	$(BIN)/gptcore monitor $(OUT) $(ARGS)
 inspect: setup  ## table of the runs below OUT
@@ -44,4 +46,4 @@ check-all: check  ## every test, the slow and the networked ones too
 bench: setup  ## benchmarks: ratios, never absolute gates
 	$(BIN)/pytest benchmarks -o python_files='bench_*.py' --benchmark-enable -s -m ''
 
-.PHONY: help setup train sample eval report compare calibrate validate search monitor inspect test check check-all bench
+.PHONY: help setup train sample eval report compare calibrate validate search sweep monitor inspect test check check-all bench

@@ -26,6 +26,7 @@ COMMANDS = {
     "data": ("gptcore.commands.data", "prepare text for training"),
     "ppa": ("ppa.commands", "what a configuration costs in hardware"),
     "search": ("search.commands", "greedy search for the best loss per added cost"),
+    "sweep": ("search.sweep", "run a list or grid of configurations: FILE [key=value ...]"),
     "monitor": ("search.monitor", "watch a search, running or ended: LEDGER_OR_FOLDER [STUDY]"),
 }
 

@@ -149,7 +149,8 @@ def _switch(tree: dict, draft: dict, below: dict, key: Key, said: dict[Key, Any]
         elif key == rivals[0]:
             _put(tree, path, choice, key.mark, problems)
     elif not value and not rivals:
-        chosen = (_walk(path[:-1], draft, below) or [None])[-1] if draft and switch.slot else None
+        said_kind = _get(draft, path[:-1]) if switch.slot else None
+        chosen = said_kind.get("kind") if isinstance(said_kind, dict) else said_kind
         if chosen in (None, switch.off or switch.default) or hasattr(kinds(str(switch.slot))[chosen], "joined"):
             _leave(tree, below, path, switch, key.mark, problems)  # else the source itself says what to have instead
 

@@ -18,8 +18,8 @@ from gptcore.yamlfile import dump
 from .ledger import Ledger
 
 COLUMNS = (
-    "key", "state", "loss", "config_hash", "seed", "steps", "params", "tokens", "seconds", "attempts", "interrupted",
-    "reason", "source", "ended", "folder",
+    "name", "key", "state", "loss", "config_hash", "seed", "steps", "params", "tokens", "seconds", "attempts",
+    "interrupted", "reason", "source", "ended", "folder",
 )  # fmt: skip
 
 

@@ -201,14 +201,16 @@ class Ledger(LedgerFile):
                 (pause_at, self._id(study), *keys),
             )
 
-    def retry(self, study: str, states: Collection[State]) -> int:
-        """Queues trials that ended in one of `states` once more; how many."""
+    def retry(self, study: str, states: Collection[State], keys: Collection[str] | None = None) -> int:
+        """Queues trials (of `keys`) that ended in one of `states` once more; how many."""
         number = self._id(study)
         assert set(states) <= set(ENDED), states
+        chosen = "" if keys is None else f" AND key IN ({_marks(keys)})"
         with self._write():
             return self._db.execute(
-                f"UPDATE trials SET state = 'queued', source = NULL WHERE study = ? AND state IN ({_marks(states)})",
-                (number, *states),
+                "UPDATE trials SET state = 'queued', source = NULL WHERE study = ? AND "
+                f"state IN ({_marks(states)}){chosen}",
+                (number, *states, *(keys or ())),
             ).rowcount
 
     def trials(self, study: str, states: Collection[State] = STATES) -> list[Trial]:

@@ -198,8 +198,8 @@ class _Round:
 
     def _confirmations(self, decision: Decision) -> list[Confirmation]:
         """Winners in their order, each measured on seeds that chose nothing, until enough of them hold."""
-        task, tried = self.task, []
-        held = 0
+        task, held = self.task, 0
+        tried: list[Confirmation] = []
         for judged in [j for j in decision.judged if j.verdict in TAKEN][: max(CONFIRMED_AT_MOST, task.want)]:
             winner = self.by_name[judged.name]
             runs = [run for of in (None, winner) for run in self._runs(of, task.fresh)]

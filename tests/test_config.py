@@ -164,6 +164,8 @@ def test_flat_names_of_the_forks(write):
     )  # fmt: skip
     assert load(None, reversed([f for f in FLAT if f not in ("--n_embd", "96")])).config.model.mlp.kind == "swiglu"
     assert load(None, ["--no-use_abs_pos_embeddings"]).config.model.position.kind == "none"
+    both = ["--softmax_variant_attn=consmax", "--no-use_abs_pos_embeddings"]  # whatever else the source says, and when
+    assert [load(None, order).config.model.position.kind for order in (both, both[::-1])] == ["none", "none"]
     assert load(None, ["--use_rotary_embeddings", "--no-use_abs_pos_embeddings"]).config.model.position.kind == "rotary"
     assert load(None, ["--no-use_rotary_embeddings"]).config == Config()
     path = write("position_variant: rotary\nn_head: 3\n")

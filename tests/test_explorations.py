@@ -12,17 +12,25 @@ from gptcore.config import identity
 from gptcore.loader import load
 from search.moves import candidates
 from search.space import load as load_space
+from search.sweep_runs import load as load_sweep
 
 ROOT = Path(__file__).parent.parent
 KINDS = (".yaml", ".json")
 FOUND = sorted(p for p in (ROOT / "explorations").rglob("*") if p.suffix in KINDS and p.parent.name != "tasks")
 SEARCHES = [p for p in FOUND if p.parent.name == "search"]
-FILES = [p for p in FOUND if p not in SEARCHES]
+SWEEPS = [p for p in FOUND if p.parent.name == "sweeps"]
+FILES = [p for p in FOUND if p not in SEARCHES + SWEEPS]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
 def test_it_loads(path):
     assert load(path).config.model.n_layer > 0
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.name)
+def test_a_sweep_loads_with_runs_that_differ(path):
+    runs = load_sweep(path).runs
+    assert len({run.name for run in runs}) == len({run.identity.key for run in runs}) == len(runs) >= 4
 
 
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda p: p.name)

@@ -1,0 +1,198 @@
+"""Every format of a sweep against expansions that were written out by hand, and what is wrong in a file."""
+
+import json
+from itertools import zip_longest
+
+import pytest
+
+from search import sweep_expand
+from search.sweep_runs import load
+from search.sweepfile import SweepError, read
+
+
+def written(tmp_path, text, name="s.yaml"):
+    path = tmp_path / name
+    path.write_text(text if isinstance(text, str) else json.dumps(text))
+    return path
+
+
+def expanded(path):
+    return [{str(k): v for k, v in draft.settings.items()} for draft in read(path).drafts]
+
+
+LISTS = [{"n_layer": ["1", "2"], "n_head": [2], "n_embd": [32, 64]}, {"n_layer": 3}]
+LISTS_BY_HAND = [
+    {"n_layer": 1, "n_head": 2, "n_embd": 32}, {"n_layer": 1, "n_head": 2, "n_embd": 64},
+    {"n_layer": 2, "n_head": 2, "n_embd": 32}, {"n_layer": 2, "n_head": 2, "n_embd": 64},
+    {"n_layer": 3},
+]  # fmt: skip
+CONDITIONS = [
+    {
+        "n_layer": [1, 2], "use_rotary_embeddings": [True, False],
+        "n_kv_group": {"conditions": [["n_layer", "2"], ["use_rotary_embeddings", True]], "options": ["1", "2"]},
+        "rope_theta": {"conditions": [["n_kv_group", 2]], "options": 500},
+    }
+]  # fmt: skip
+CONDITIONS_BY_HAND = [
+    {"n_layer": 1, "use_rotary_embeddings": True}, {"n_layer": 1, "use_rotary_embeddings": False},
+    {"n_layer": 2, "use_rotary_embeddings": True, "n_kv_group": 1},
+    {"n_layer": 2, "use_rotary_embeddings": True, "n_kv_group": 2, "rope_theta": 500},
+    {"n_layer": 2, "use_rotary_embeddings": False},
+]  # fmt: skip
+EITHER = """
+n_layer: [1, 2, 3]
+n_head: {conditions: [{n_layer: 1}, {n_layer: 3}], options: [4]}
+bias: {conditions: {n_layer: 2}, options: [yes]}
+"""
+EITHER_BY_HAND = [{"n_layer": 1, "n_head": 4}, {"n_layer": 2, "bias": True}, {"n_layer": 3, "n_head": 4}]
+RANGES = """
+dropout: {range: {start: 0.1, end: 0.3, step: 0.1}}
+---
+n_layer: {range: {start: 2, end: 4}}
+---
+n_embd: {range: {start: "96", end: 32, step: -32}}
+--- # what a document may look like
+n_layer: [{range: {start: 1, end: 2}}, 8, default]
+"""
+RANGES_BY_HAND = [
+    *({"dropout": v} for v in (0.1, 0.2, 0.3)), *({"n_layer": v} for v in (2, 3, 4)),
+    *({"n_embd": v} for v in (96, 64, 32)), *({"n_layer": v} for v in (1, 2, 8, "default")),
+]  # fmt: skip
+GROUPS = """
+---
+named_static_groups:
+  - {named_group: rotary, use_rotary_embeddings: [true], use_abs_pos_embeddings: [false]}
+  - {named_group: learned, use_rotary_embeddings: [false]}
+  - {named_group: small, named_group_static: [rotary], n_layer: [1]}
+named_variation_groups:
+  - {named_group: positions, named_group_alternates: [rotary, learned]}
+  - {named_group: widths, n_embd: [32, 64]}
+common_group: {dataset: [x], max_iters: ["9"]}
+n_head: [2]
+parameter_groups:
+  - named_group_variations: [positions, widths]
+  - named_group_static: small
+    named_group_settings: {n_embd: [96]}
+    parameter_groups: [{bias: [true]}, {bias: [false], dropout: ["0.5"]}]
+  - named_group_alternates: [learned, widths]
+"""
+BASE = {"dataset": "x", "max_iters": 9, "n_head": 2}
+ROTARY, LEARNED = {"use_rotary_embeddings": True, "use_abs_pos_embeddings": False}, {"use_rotary_embeddings": False}
+GROUPS_BY_HAND = [
+    BASE | ROTARY | {"n_embd": 32}, BASE | ROTARY | {"n_embd": 64},
+    BASE | LEARNED | {"n_embd": 32}, BASE | LEARNED | {"n_embd": 64},
+    BASE | ROTARY | {"n_layer": 1, "n_embd": 96, "bias": True},
+    BASE | ROTARY | {"n_layer": 1, "n_embd": 96, "bias": False, "dropout": 0.5},
+    BASE | LEARNED, BASE | {"n_embd": 32}, BASE | {"n_embd": 64},
+]  # fmt: skip
+OURS = """
+baseline: {model: {n_layer: 2}}
+grid:
+  - {model.n_embd: [32, 64], train.seed: {range: {start: 1, end: 2}}}
+  - {model.norm: {kind: rmsnorm}}
+runs:
+  - {name: deep, model.n_layer: 4}
+  - {name: plain}
+"""
+OURS_BY_HAND = [
+    *({"model.n_layer": 4, "model.n_embd": w, "train.seed": s} for w in (32, 64) for s in (1, 2)),
+    {"model.n_layer": 4, "model.norm": {"kind": "rmsnorm"}},
+    *({"model.n_embd": w, "train.seed": s} for w in (32, 64) for s in (1, 2)),
+    {"model.norm": {"kind": "rmsnorm"}},
+]  # fmt: skip
+FORMATS = {
+    "lists": ("s.json", LISTS, LISTS_BY_HAND), "conditions": ("s.json", CONDITIONS, CONDITIONS_BY_HAND),
+    "either": ("s.yaml", EITHER, EITHER_BY_HAND), "ranges": ("s.yaml", RANGES, RANGES_BY_HAND),
+    "groups": ("s.yaml", GROUPS, GROUPS_BY_HAND), "ours": ("s.yaml", OURS, OURS_BY_HAND),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_expands_as_by_hand(tmp_path, name):
+    file, content, by_hand = FORMATS[name]
+    assert expanded(written(tmp_path, content, file)) == by_hand
+
+
+@pytest.mark.parametrize("name", ["lists", "groups", "ours"])
+def test_an_expansion_that_pairs_values_instead_of_combining_them_is_caught(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(sweep_expand, "product", lambda *values: zip_longest(*values, fillvalue=None))
+    file, content, by_hand = FORMATS[name]
+    assert expanded(written(tmp_path, content, file)) != by_hand
+
+
+def test_groups_name_their_runs(tmp_path, corpus):
+    plan = load(written(tmp_path, GROUPS.replace("[x]", f"[{corpus}]")))
+    names = [run.name for run in plan.runs]
+    assert names[:3] == ["rotary, n_embd=32", "rotary, n_embd=64", "learned, n_embd=32"]
+    assert names[4] == "rotary, small, n_embd=96, bias=true" and len(set(names)) == len(names)
+
+
+def test_settings_reach_the_configuration(tmp_path, corpus):
+    """Flat, dotted, text, `default`; the command line is on top of all."""
+    entry = {
+        "dataset": [corpus], "n_layer": ["2"], "n_embd": [64], "n_head": ["4"], "softmax_variant_attn": ["consmax"],
+        "train.seed": [7], "dropout": ["default"], "learning_rate": ["5e-4"], "bias": ["yes"],
+        "out_dir": ["elsewhere"], "tensorboard_run_name": ["x"],
+    }  # fmt: skip
+    plan = load(written(tmp_path, [entry], "s.json"), ["--n_layer=3"])
+    (run,) = plan.runs
+    m, t = run.config.model, run.config.train
+    assert (m.n_layer, m.n_embd, m.attention.n_head, m.attention.softmax.kind) == (3, 64, 4, "consmax")
+    assert (t.seed, t.learning_rate, m.dropout, m.bias, t.out_dir) == (7, 5e-4, 0.0, True, None)
+    assert plan.notes == ("left out, since it only says how a run is recorded: tensorboard_run_name",)
+
+
+def test_what_comes_to_the_same_is_one_run(tmp_path, corpus):
+    plan = load(written(tmp_path, f"{{dataset: [{corpus}], n_layer: [6, default, 5]}}"), ["--device=cpu"])
+    assert len(plan.runs) == 3 and [run.name for run in plan.unique()] == ["n_layer=6", "n_layer=5"]
+
+
+WRONG = {
+    "n_layer: [1\n": "s.yaml:2:",
+    "- 3\n": "a sweep is a mapping",
+    "n_layer: []\n": "s.yaml:1: n_layer: an empty list",
+    "n_layer: {range: {start: 1}}\n": "s.yaml:1: n_layer: range: expected start, end",
+    "n_layer: {range: {start: 1, end: 3, step: 0}}\n": "no number from 1 to 3 by 0",
+    "n_layer: {range: {start: a, end: 3}}\n": "start is no number: 'a'",
+    "n_layer: {conditions: [[n_haed, 2]], options: [1]}\n": "a condition on n_haed, which this entry does not set",
+    "n_layer: {conditions: [[n_head]], options: [1]}\n": "conditions: expected [[name, value], ...]",
+    "named_group_static: [a]\n": "s.yaml:1: no static group 'a' (known: none)",
+    "named_static_groups:\n  - {named_group: a, named_group_static: [a]}\nnamed_group_static: [a]\n":
+        "s.yaml:2: group 'a' refers to itself: a > a",
+    "named_static_groups:\n  - {named_group: a, n_layer: [1]}\nnamed_group_static: [a]\nn_layer: [2]\n":
+        "s.yaml:2: n_layer is [1] here and [2] at s.yaml:4",
+    "common_group: {n_layer: [1]}\nn_layer: [2]\n": "s.yaml:2: n_layer is part of common_group (s.yaml:1)",
+    "common_group: {n_layer: [1, 2]}\n": "common_group: n_layer has 2 values",
+    "baseline: nowhere.yaml\ngrid: {n_layer: [1]}\n": "s.yaml:1: baseline: no file",
+    "baseline: {}\ngrdi: {n_layer: [1]}\n": "s.yaml:2: unknown key 'grdi'",
+    "base: {}\noverrides: [n]\ngrid: {model.n_layer: [1]}\n": "expected key.path=value",
+    "": "no runs in this file",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_what_is_wrong_is_said_with_its_place(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(SweepError) as error:
+        load("s.yaml")
+    assert WRONG[text] in str(error.value)
+
+
+def test_all_errors_of_all_runs_come_at_once(tmp_path, monkeypatch, corpus):
+    monkeypatch.chdir(tmp_path)
+    text = f"dataset: [{corpus}]\nn_head: [2, 3]\nn_embd: [64]\nsoftmax_variant_attn: [softmax, sofmax]\nn_leyer: [1]\n"
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(SweepError) as error:
+        load("s.yaml", ["--max_iters=-1"])
+    said = str(error.value)
+    for place in ("s.yaml:2: ", "s.yaml:4: ", "s.yaml:5: unknown key n_leyer", "command line: --max_iters=-1"):
+        assert place in said, said
+    assert "n_head=3" in said and "in 2 of 4 runs" in said
+
+
+def test_a_data_set_that_is_not_there_is_an_error_before_the_first_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text("n_layer: [1]\ndataset: [no_such_data]\n")
+    with pytest.raises(SweepError, match=r"s.yaml:2: data.dataset: .*no_such_data"):
+        load("s.yaml")
