@@ -29,10 +29,19 @@ def table(ledger: Ledger, study: str) -> list[dict[str, Any]]:
     leaves = [_flatten(trial.config) for trial in trials]
     names = sorted({name for leaf in leaves for name in leaf})
     differ = [name for name in names if len({json.dumps(leaf.get(name, ["absent"])) for leaf in leaves}) > 1]
+    home = ledger.path.absolute().parent
     return [
-        {column: getattr(trial, column) for column in COLUMNS} | {name: leaf.get(name) for name in differ}
+        {column: getattr(trial, column) for column in COLUMNS}
+        | {"folder": _from(home, trial.folder)}
+        | {name: leaf.get(name) for name in differ}
         for trial, leaf in zip(trials, leaves, strict=True)
     ]
+
+
+def _from(home: Path, folder: str) -> str:
+    """As seen from the folder of the ledger where it lies in it: such a table can be moved with all that it names."""
+    path = Path(folder)
+    return str(path.relative_to(home)) if path.is_relative_to(home) else folder
 
 
 def _flatten(value: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
