@@ -39,13 +39,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from gptcore.config import Config
-from gptcore.data import find_dataset, open_dataset
-from gptcore.errors import DataError, UserError
+from gptcore.data import open_dataset
+from gptcore.errors import DataError, RunError, UserError
 from gptcore.flat import parse_overrides
 from gptcore.loader import ConfigError, from_dict, merge
 from gptcore.loader import load as load_config
 from gptcore.ops import Stage
 from gptcore.placing import place
+from gptcore.prepare import ensure_prepared
 from gptcore.registry import nearest
 from gptcore.yamlfile import Key, parse_value, read_mapping
 from ppa.machine import Machine, load_machine
@@ -345,8 +346,8 @@ def _vocab_size(config: Config, problems: list[str]) -> int | None:
     if config.model.vocab_size is not None:
         return config.model.vocab_size
     try:
-        return open_dataset(find_dataset(config.data.dataset)).vocab_size
-    except (DataError, UserError) as error:
+        return open_dataset(ensure_prepared(config.data.dataset)).vocab_size
+    except (DataError, RunError, UserError) as error:
         problems.append(
             f"model.vocab_size is not set, and the data set {config.data.dataset!r} does not tell it: {error}\n"
             "    Prepare the data set, or give the size: model.vocab_size=65"

@@ -35,7 +35,7 @@ def problems(tmp_path, text, head=HEAD):
 
 FULL = """
 hardware: edge-sky130
-objective: {score: bits_per_byte}
+objective: {score: exp(-loss)}
 stage: prefill
 constraints: {area_m2: {max: 3e-4}, params: {min: 1000, max: 1.0e7}}
 moves:
@@ -59,7 +59,7 @@ def test_a_file_with_everything_in_it(tmp_path):
     amounts = [(m.op, m.value) for m in space.moves if m.paths == (("model", "n_embd"),)]
     assert amounts == [("add", 16), ("add", -16), ("add", 32), ("multiply", 2), ("multiply", Fraction(1, 2))]
     assert [m.op for m in space.moves if m.per_layer] == ["duplicate", "multiply"]
-    assert space.stage == "prefill" and space.score.name == "bits_per_byte" and space.cost.names == ("params",)
+    assert space.stage == "prefill" and space.score.name == "exp(-loss)" and space.cost.names == ("params",)
     assert space.baseline.config.train.max_iters == 300 and space.seeds.first == 3 and space.budget.tokens is None
     assert space.results_file == tmp_path / "out.yaml" and space.rule.shrink_tolerance == 0.01
     assert space.baseline_costs.params > 1000 and space.constraints["params"].max == 1e7
