@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"expected a file that describes a search\n{__doc__}")
     if args.control < 0:
         raise UserError(f"--control {args.control}: at least 0")
+    retried = _states(args.retry) if args.retry else ()
     space = from_classic(args) if args.orig_settings else load(args.config, args.overrides)
     text = Path(args.config or args.orig_settings).read_text()
     folder = Path(args.output or f"out/search/{space.name}")
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with Ledger(folder / "ledger.sqlite") as ledger:
             with Screen(folder / "ledger.sqlite", space.name) as screen:
-                outcome = _search(args, space, text, ledger, executor, folder, screen)
+                outcome = _search(args, retried, space, text, ledger, executor, folder, screen)
             written = write(space, ledger, outcome, folder)
     finally:
         executor.close()
@@ -82,16 +83,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _search(
-    args: argparse.Namespace, space: "Space", text: str, ledger: "Ledger", executor: "Executor", folder: Path,
-    screen: "Screen",
+    args: argparse.Namespace, retried: tuple, space: "Space", text: str, ledger: "Ledger", executor: "Executor",
+    folder: Path, screen: "Screen",
 ) -> "Outcome":  # fmt: skip
     """The search, and then its random controls, each of as many trials as it has used."""
     from .spacefile import Budget, Strategy
     from .study import Search
 
     ledger.lead(space.name, space.identity, text, extend=args.extend, settings=space.settings())
-    if args.retry:
-        screen.line(f"{ledger.retry(space.name, _states(args.retry))} trials are tried again")
+    if retried:
+        screen.line(f"{ledger.retry(space.name, retried)} trials are tried again")
     limits = executor_choice.limits(args)
     search = Search(space, ledger, executor, folder.resolve(), limits=limits, say=screen.line)
     outcome = search.run()
