@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from .live import Screen
     from .space import Space
     from .study import Outcome
+    from .trial import State
 
 TAKES_CONFIG = True
-RETRIED = ("failed", "oom", "timeout")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", metavar="DIR", help="default out/search/<name>")
     parser.add_argument("--extend", action="store_true", help="go on although the file has changed since")
-    parser.add_argument("--retry", metavar="STATES", help="try trials again that ended so: failed,oom,timeout")
     parser.add_argument("--control", type=int, default=0, metavar="N", help="random searches of the same budget")
     executor_choice.add_arguments(parser)
     classic = parser.add_argument_group("classic call")
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"expected a file that describes a search\n{__doc__}")
     if args.control < 0:
         raise UserError(f"--control {args.control}: at least 0")
-    retried = _states(args.retry) if args.retry else ()
+    retried = executor_choice.retried(args)
     space = from_classic(args) if args.orig_settings else load(args.config, args.overrides)
     text = Path(args.config or args.orig_settings).read_text()
     folder = Path(args.output or f"out/search/{space.name}")
@@ -83,8 +82,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _search(
-    args: argparse.Namespace, retried: tuple, space: "Space", text: str, ledger: "Ledger", executor: "Executor",
-    folder: Path, screen: "Screen",
+    args: argparse.Namespace, retried: "tuple[State, ...]", space: "Space", text: str, ledger: "Ledger",
+    executor: "Executor", folder: Path, screen: "Screen",
 ) -> "Outcome":  # fmt: skip
     """The search, and then its random controls, each of as many trials as it has used."""
     from .spacefile import Budget, Strategy
@@ -107,11 +106,3 @@ def _search(
         Search(other, ledger, executor, folder.resolve(), limits=limits, say=screen.line).run()
         ledger.leave(name)
     return outcome
-
-
-def _states(text: str) -> tuple:
-    """What another attempt may change: a trial that diverged would do so again."""
-    found = tuple(part.strip() for part in text.split(","))
-    if wrong := [state for state in found if state not in RETRIED]:
-        raise UserError(f"--retry {text}: no state {wrong[0]!r} to try again (possible: {', '.join(RETRIED)})")
-    return found

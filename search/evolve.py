@@ -17,7 +17,7 @@ from gptcore.errors import UserError
 from .axes import Axis, axes, candidate_at
 from .greedy import seeds_of
 from .lab import Run
-from .moves import Candidate, Generated, Rejected
+from .moves import Candidate, Dropped, Generated, Rejected
 from .rounds import Decider, Node, Task
 from .space import Space
 
@@ -44,6 +44,8 @@ class Evolution:
         self.grid = axes(space)
         self.rounds, self.reason = 0, ""
         self.members: dict[str, Member] = {}
+        self.failed: set[str] = set()
+        self.dropped: dict[str, Dropped] = {}
         self.front: tuple[Member, ...] = ()
 
     def run(self) -> None:
@@ -54,13 +56,18 @@ class Evolution:
         seeds = seeds_of(space.seeds, 1)[: space.seeds.min]
         lab.measure([Run(space.baseline, seed, name="baseline") for seed in seeds])
         last, fruitless = self._generations(), 0
-        while self.rounds < last and fruitless < FRUITLESS:
-            new = self._generation(study, seeds)
-            fruitless = 0 if new else fruitless + 1
-            self.rounds += bool(new)
-        self.front = _front(list(self.members.values()))
+        try:
+            while self.rounds < last and fruitless < FRUITLESS:
+                new = self._generation(study, seeds)
+                fruitless = 0 if new else fruitless + 1
+                self.rounds += bool(new)
+        finally:  # what was measured stays, whatever the budget says
+            self.front = _front(list(self.members.values()))
         self.rounds += 1
-        found = Generated(tuple(m.candidate for m in self.front), ())
+        found = Generated(
+            tuple(m.candidate for m in self.front if m.candidate.point.key != space.baseline.key),
+            tuple(self.dropped.values()),
+        )  # fmt: skip
         task = Task(
             1, self.best, found, seeds_of(space.seeds, 1), seeds_of(space.seeds, 1, fresh=True),
             about={"measured": len(self.members)},
@@ -101,13 +108,15 @@ class Evolution:
         for _ in range(self.space.strategy.population):
             trial = study.ask()
             asked.append((trial, self._candidate(_coordinates(trial, self.grid))))
-        new = {c.point.key: c for _, c in asked if c is not None and c.point.key not in self.members}
+        new = {c.point.key: c for _, c in asked if c is not None and not self._known(c)}
         self.decider.lab.measure(
             [Run(c.point, seed, name=c.name) for c in new.values() if not c.same_training for seed in seeds]
         )
         for key, one in new.items():
             goals = self._goals(one, seeds)
-            if goals is not None:
+            if goals is None:
+                self.failed.add(key)
+            else:
                 self.members[key] = Member(one, goals)
         for trial, candidate in asked:
             member = self.members.get(candidate.point.key) if candidate is not None else None
@@ -121,8 +130,12 @@ class Evolution:
     def _candidate(self, coordinates: Sequence[int]) -> Candidate | None:
         try:
             return candidate_at(self.space, self.grid, coordinates)
-        except Rejected:
+        except Rejected as no:
+            self.dropped[str(coordinates)] = Dropped(str(coordinates), no.reason, no.words)
             return None
+
+    def _known(self, candidate: Candidate) -> bool:
+        return candidate.point.key in self.members or candidate.point.key in self.failed
 
     def _goals(self, candidate: Candidate, seeds: Sequence[int]) -> tuple[float, ...] | None:
         before = [Run(self.space.baseline, seed) for seed in seeds]

@@ -11,7 +11,7 @@ from pathlib import Path
 from gptcore.errors import UserError
 
 from .executors import Executor, Inline, Processes
-from .trial import Limits
+from .trial import RETRIED, Limits, State
 
 EXECUTORS = ("processes", "inline", "ray", "slurm")
 FOR = {  # the executors to which an option means something; the others are for all
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("gpus", float, "N", "GPUs on its node (ray, slurm); default 0"),
     ):
         group.add_argument(f"--{flag}-per-trial", f"--{flag}_per_trial", type=kind, metavar=metavar, help=text)
+    group.add_argument("--retry", metavar="STATES", help=f"start again what ended so: {','.join(RETRIED)}")
     group.add_argument("--attempts", type=int, default=2, metavar="N", help="starts of a trial that fails; default 2")
     group.add_argument(
         "--ray-address", "--ray_address", metavar="HOST:PORT",
@@ -60,6 +61,16 @@ def limits(args: argparse.Namespace) -> Limits:
         raise UserError(f"--attempts {args.attempts}: expected at least 1")
     memory = int(args.memory_per_trial * 1e9) if args.memory_per_trial is not None else None
     return Limits(seconds=args.seconds_per_trial, memory_bytes=memory, attempts=args.attempts)
+
+
+def retried(args: argparse.Namespace) -> tuple[State, ...]:
+    """States that --retry names. UserError for one that another attempt cannot change."""
+    words = [word.strip() for word in args.retry.split(",")] if args.retry is not None else []
+    if wrong := [word for word in words if word not in RETRIED]:
+        why = ": it would diverge again" if wrong[0] == "diverged" else ""
+        known = ", ".join(RETRIED)
+        raise UserError(f"--retry {args.retry}: no state {wrong[0]!r} to try again{why} (possible: {known})")
+    return tuple(state for state in RETRIED if state in words)
 
 
 def make_executor(args: argparse.Namespace, folder: Path) -> Executor:

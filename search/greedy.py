@@ -9,7 +9,7 @@ incumbent all others look worse than they are.
 from collections.abc import Sequence
 
 from .decide import TAKEN, decide
-from .lab import Run
+from .lab import BudgetSpent, Run
 from .moves import candidates
 from .rounds import Decider, Node, Task
 from .space import Seeds, Space
@@ -36,17 +36,21 @@ class Greedy:
         return self.beam[0]
 
     def run(self) -> None:
-        """BudgetSpent leaves it where it was after the last whole round."""
+        """BudgetSpent leaves it at the best point of the last whole round, or at what was confirmed to be better."""
         open_ = list(self.beam)
         while self.space.budget.rounds is None or self.rounds < self.space.budget.rounds:
             self.rounds += 1
             children: list[Node] = []
-            for node in open_:
-                children += self._step(node, {child.point.key for child in children})
-            if not children:
-                self.reason = "no candidate was an improvement"
-                return
-            self.beam = self._ranked([*self.beam, *children])[: self.space.strategy.beam]
+            try:
+                for node in open_:
+                    children += self._step(node, {child.point.key for child in children})
+                if not children:
+                    self.reason = "no candidate was an improvement"
+                    return
+                self.beam = self._ranked([*self.beam, *children])[: self.space.strategy.beam]
+            except BudgetSpent:
+                self.beam = [child for child in children if child.before is self.best] or self.beam
+                raise
             self.seen |= {child.point.key for child in children}
             open_ = [node for node in children if node in self.beam]
             if not open_:

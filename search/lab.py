@@ -5,7 +5,6 @@ knows is not trained again, so the same search on the same ledger goes through t
 """
 
 import math
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +16,10 @@ from .executors import Executor
 from .ledger import Ledger
 from .point import Point
 from .records import NewTrial
+from .running import run_trials
 from .score import Score
 from .space import Space
 from .trial import Identity, Limits, TrialResult
-
-WAIT_S = 1.0
-SPENT_EVERY_S = 5.0  # how often the time that was spent is written down; a killed search loses no more of it
 
 
 class BudgetSpent(Exception):
@@ -40,17 +37,17 @@ class Run:
 
 
 class Lab:
-    """Measures runs for a study of the ledger, as far as the budget of the space goes.
+    """Measures runs for a study of the ledger, that of the name of the space, as far as the budget of the space goes.
 
     `say` hears a line for everything that happens.
     """
 
     def __init__(
-        self, space: Space, ledger: Ledger, executor: Executor, folder: Path, *, study: str = "",
-        limits: Limits = Limits(), say: Callable[[str], object] = lambda line: None,
+        self, space: Space, ledger: Ledger, executor: Executor, folder: Path, *, limits: Limits = Limits(),
+        say: Callable[[str], object] = lambda line: None,
     ):  # fmt: skip
         self.space, self.ledger, self.executor, self.folder = space, ledger, executor, folder
-        self.study, self.limits, self.say = study or space.name, limits, say
+        self.study, self.limits, self.say = space.name, limits, say
         self.score: Score = space.score
         self._ended: dict[str, TrialResult] = {}
         self._curves: dict[str, dict[int, float]] = {}
@@ -74,11 +71,15 @@ class Lab:
         for old, new in zip(before, after, strict=True):
             was, now = self.value(old), self.value(new)
             if isinstance(was, str):
-                raise RunError(f"the incumbent cannot be trained with seed {old.seed}: {was}")
+                raise self.untrained(old)
             if isinstance(now, str):
                 return f"seed {new.seed}: {now}"
             gains.append(self.score.gain(was, now))
         return tuple(gains)
+
+    def untrained(self, incumbent: Run) -> RunError:
+        """What to raise where it failed: nothing can be compared with it."""
+        return RunError(f"the incumbent cannot be trained with seed {incumbent.seed}: {self.value(incumbent)}")
 
     def curve(self, run: Run) -> dict[int, float]:
         """Step -> validation loss, in nats whatever the score."""
@@ -95,6 +96,11 @@ class Lab:
 
     def failed(self, run: Run) -> bool:
         return self._ended[self.key(run)].state not in ("done", "pruned")
+
+    def at(self, run: Run, step: int) -> float | None:
+        """The score at a step of the learning curve; None for a run that failed, or ended before the step."""
+        loss = None if self.failed(run) else self.curve(run).get(step)
+        return None if loss is None else self.score.of_loss(loss)
 
     @property
     def trials(self) -> int:
@@ -137,7 +143,11 @@ class Lab:
         for key in paused:
             del self._ended[key]
             self._curves.pop(key, None)
-        self._collect({key for key in missing if key not in self._ended}, wanted)
+        run_trials(
+            self.ledger, self.executor, self.study, {key for key in missing if key not in self._ended},
+            lambda result, _: self.say(_line(result, wanted.get(result.key))),
+        )  # fmt: skip
+        self._read()
 
     def _far_enough(self, key: str, until: int | None) -> bool:
         end = self._ended.get(key)
@@ -183,26 +193,6 @@ class Lab:
                 trial.key, trial.state, trial.loss, reason=trial.reason, seconds=trial.seconds, tokens=trial.tokens,
                 scores=trial.scores,
             )  # fmt: skip
-
-    def _collect(self, keys: set[str], runs: dict[str, Run]) -> None:
-        began = time.monotonic()
-        waiting = len(keys)  # as far as is known; one that failed may wait once more
-        while keys:
-            free = self.executor.capacity - len(self.executor.running())
-            if free > 0 and waiting:
-                claimed = self.ledger.claim(self.study, free, keys=keys)
-                waiting = waiting - len(claimed) if len(claimed) == free else 0
-                for spec in claimed:
-                    self.executor.start(spec)
-            for result in self.executor.wait(WAIT_S):
-                waiting += self.ledger.finish(self.study, result) == "queued"
-                self.say(_line(result, runs.get(result.key)))
-            self._read()
-            keys -= self._ended.keys()
-            now = time.monotonic()
-            if now - began > SPENT_EVERY_S or not keys:
-                self.ledger.spend(self.study, now - began)
-                began = now
 
 
 def _seeded(point: Point, seed: int) -> Any:

@@ -27,7 +27,8 @@ from rich.text import Text
 from gptcore.errors import RunError, UserError
 
 from .human import clock, human
-from .status import FAILED, Row, Standing, Status, read_status
+from .status import Row, Standing, Status, read_status
+from .trial import FAILED
 from .watch import watch
 
 INTERVAL_S = 0.5

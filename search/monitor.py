@@ -22,7 +22,8 @@ from typing import Any
 from gptcore.errors import RunError, UserError
 
 from .differs import differs
-from .status import FAILED, Picture, Status
+from .status import Picture, Status
+from .trial import FAILED
 from .watch import Unchanged, leader, watch
 
 PIPE_WIDTH = 120

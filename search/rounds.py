@@ -144,22 +144,25 @@ class _Round:
         self.lab.measure([*self._runs(None, begin), *(r for c in trained for r in self._runs(c, begin))])
 
     def _kept(self, trained: list[Candidate], begin: Sequence[int], rung: int) -> list[Candidate]:
-        """Those that a rung lets pass; what failed on the way is kept, to be reported as a failure."""
-        whole = [c for c in trained if not any(self.lab.failed(run) for run in self._runs(c, begin))]
-        evidence = [self._evidence_at(c, begin, rung) for c in whole]
-        found = prune(evidence, self.decider.space.strategy.eta, self.selection, f"at step {rung} ")
-        self.pruned |= dict(found.dropped)
-        if found.dropped:
-            self.lab.say(f"  step {rung}: {len(found.dropped)} of {len(whole)} candidates are pruned")
+        """Those that a rung lets pass. What has no score at its step is kept: a failure is reported as one, and a run
+        that ended early has cost what it costs."""
+        incumbent = self._runs(None, begin)
+        for run in incumbent:
+            if self.lab.failed(run):
+                raise self.lab.untrained(run)
+        evidence = []
+        for candidate in trained:
+            pairs = zip(incumbent, self._runs(candidate, begin), strict=True)
+            found = [(self.lab.at(old, rung), self.lab.at(new, rung)) for old, new in pairs]
+            gains = tuple(self.lab.score.gain(a, b) for a, b in found if a is not None and b is not None)
+            if len(gains) == len(incumbent):
+                costs = candidate.costs, self.task.incumbent.costs
+                evidence.append(self.decider.evidence(candidate.name, gains, *costs))
+        dropped = prune(evidence, self.decider.space.strategy.eta, self.selection, f"at step {rung} ").dropped
+        self.pruned |= dict(dropped)
+        if dropped:
+            self.lab.say(f"  step {rung}: {len(dropped)} of {len(evidence)} candidates are pruned")
         return [c for c in trained if c.name not in self.pruned]
-
-    def _evidence_at(self, candidate: Candidate, seeds: Sequence[int], step: int) -> Evidence:
-        """Gains at a step of the learning curves."""
-        score, pairs = self.lab.score, zip(self._runs(None, seeds), self._runs(candidate, seeds), strict=True)
-        gains = tuple(
-            score.gain(*(score.of_loss(self.lab.curve(run)[step]) for run in (old, new))) for old, new in pairs
-        )
-        return self.decider.evidence(candidate.name, gains, candidate.costs, self.task.incumbent.costs)
 
     # -- judging -------------------------------------------------------------------------------------------------
 

@@ -10,9 +10,8 @@ from dataclasses import replace
 from gptcore.errors import UserError
 
 from .axes import axes, grid_points, size
-from .cost import violations
 from .greedy import seeds_of
-from .moves import Candidate, Generated, candidates
+from .moves import Candidate, Dropped, Generated, candidates
 from .rounds import Decider, Node, Task
 from .space import Space
 
@@ -44,20 +43,27 @@ def random_points(space: Space) -> Generated:
     rng = random.Random(f"{space.seeds.first}-{space.strategy.seed}" if space.strategy.seed else space.seeds.first)
     most = (space.budget.trials or TRIALS_IF_UNLIMITED) // space.seeds.min - 2 * space.seeds.max - 1
     found: dict[str, Candidate] = {}
-    for _ in range(50 * max(1, most)):
+    dropped: dict[tuple[str, str], Dropped] = {}
+    for walk in range(50 * max(1, most)):
         if len(found) >= most:
             break
         at: Candidate | None = None
         for _ in range(rng.randint(1, WALK)):
-            near = candidates(space, at.point if at else space.baseline).candidates
-            if not near:
+            start = at.point if at else space.baseline
+            near = candidates(space, start)
+            dropped |= {(start.key, no.name): no for no in near.dropped_names}
+            if not near.candidates:
                 break
-            move = rng.choice(near)
+            move = rng.choice(near.candidates)
             name = f"{at.name}; {move.name}" if at else move.name
             at = replace(move, name=name, same_training=move.point.identity == space.baseline.identity)
-        if at is not None and at.point.key != space.baseline.key and not violations(at.costs, space.constraints):
-            found.setdefault(at.point.key, at)
-    return Generated(tuple(found.values()), ())
+        if at is None or at.point.key == space.baseline.key:
+            continue
+        if at.point.key in found:
+            dropped[str(walk), at.name] = Dropped(at.name, "duplicate", f"the same as {found[at.point.key].name}")
+        else:
+            found[at.point.key] = at
+    return Generated(tuple(found.values()), tuple(dropped.values()))
 
 
 def _grid(space: Space) -> Generated:

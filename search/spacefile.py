@@ -103,6 +103,8 @@ class Strategy(Strict):
                 raise ValueError(f"{name} belongs to {' and '.join(kinds)}, not to {self.kind}")
         if self.rungs != sorted(set(self.rungs)) or any(step < 1 for step in self.rungs):
             raise ValueError(f"rungs are steps in ascending order, not {self.rungs}")
+        if self.start == "warm" and self.beam > 1:
+            raise ValueError("points of a beam are compared with the baseline, which takes start: scratch")
         if "step_time_s" in self.objectives:
             raise ValueError("objectives of nsga2 are estimates; step_time_s is measured")
         return self

@@ -17,11 +17,10 @@ from typing import Any, Literal
 
 from .differs import differs
 from .records import DecisionRow, Study
-from .trial import STATES, State
+from .trial import FAILED, STATES, State
 from .view_records import cost_names
 from .watch import Brief, Unchanged, leader
 
-FAILED: tuple[State, ...] = ("failed", "diverged", "oom", "timeout", "infeasible")
 SHOWN = 8  # ends and failures
 Phase = Literal["running", "stopped", "finished", "unknown"]
 

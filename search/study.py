@@ -58,13 +58,13 @@ class Outcome:
 
 
 class Search:
-    """One study under way. `say` hears a line for everything that happens; `study` is its name in the ledger."""
+    """One study under way. `say` hears a line for everything that happens."""
 
     def __init__(
         self, space: Space, ledger: Ledger, executor: Executor, folder: Path, *, limits: Limits = Limits(),
-        say: Callable[[str], object] = lambda line: None, study: str = "", measure_steps: Measure | None = None,
+        say: Callable[[str], object] = lambda line: None, measure_steps: Measure | None = None,
     ):  # fmt: skip
-        self.lab = Lab(space, ledger, executor, folder, study=study, limits=limits, say=say)
+        self.lab = Lab(space, ledger, executor, folder, limits=limits, say=say)
         step_times = StepTimes(space, ledger, measure_steps) if space.measures_steps else None
         if step_times is not None:
             space = self.lab.space = replace(space, baseline_costs=step_times.of_baseline())

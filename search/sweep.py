@@ -15,7 +15,6 @@ code is 1 if any run of the file failed.
 import argparse
 import contextlib
 import hashlib
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,18 +27,16 @@ if TYPE_CHECKING:
     from .ledger import Ledger
     from .live import Screen
     from .sweep_results import Results
-    from .sweep_runs import Plan, Run
+    from .sweep_runs import Plan
     from .trial import Limits, State, TrialResult
 
 TAKES_CONFIG = True
-WAIT_S = 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "gptcore sweep FILE [key=value ...] [options]"
     parser.add_argument("-o", "--output", metavar="DIR", help="default out/sweeps/<name>")
     parser.add_argument("--dry-run", "--dry_run", action="store_true", help="check and list the runs, start nothing")
-    parser.add_argument("--retry", metavar="STATES", help="try runs again that ended so: failed,oom,timeout")
     parser.add_argument("--ignore", metavar="NAMES", help="settings of the file that are left out, with commas between")
     parser.add_argument("--results_file", metavar="FILE", help="one more table: .csv, .yaml or .parquet")
     executor_choice.add_arguments(parser)
@@ -48,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.config is None:
         raise UserError(f"expected a file that describes a sweep\n{__doc__}")
-    retried = _states(args.retry) if args.retry else ()
+    retried = executor_choice.retried(args)
     results_file = _results_file(args.results_file)
     from .sweep_runs import load
 
@@ -100,6 +97,7 @@ def sweep(
 ) -> None:  # fmt: skip
     """Until every run of the plan has ended; the ledger has its study, led by this process."""
     from .records import NewTrial
+    from .running import run_trials
     from .trial import ENDED
 
     runs = {one.identity.key: one for one in plan.unique()}
@@ -120,29 +118,14 @@ def sweep(
     told = [f"{len(runs)} runs", f"{len(added.queued)} new"]
     told += [f"{again} tried again"] if again else []
     screen.line(", ".join([*told, f"{len(ended)} known already"]))
-    _collect(plan.name, runs, set(runs) - ended, ledger, executor, screen)
+    left = set(runs) - ended
+
+    def hear(result: "TrialResult", state: "State") -> None:
+        left.difference_update([result.key] if state != "queued" else [])
+        screen.line(f"  {len(runs) - len(left):>3}/{len(runs)}  {runs[result.key].name}: {_words(result, state)}")
+
+    run_trials(ledger, executor, plan.name, left, hear)
     ledger.conclude(plan.name, {"reason": "every run has ended", "rounds": 0, "path": [], "gain": None})
-
-
-def _collect(
-    study: str, runs: "dict[str, Run]", left: set[str], ledger: "Ledger", executor: "Executor", screen: "Screen"
-) -> None:
-    began = time.monotonic()
-    while left:
-        while len(executor.running()) < executor.capacity:
-            claimed = ledger.claim(study, 1, keys=left)
-            if not claimed:
-                break
-            executor.start(claimed[0])
-        for result in executor.wait(WAIT_S):
-            state = ledger.finish(study, result)
-            if state != "queued":
-                left.discard(result.key)
-            count = f"{len(runs) - len(left)}/{len(runs)}"
-            screen.line(f"  {count:>7}  {runs[result.key].name}: {_words(result, state)}")
-        now = time.monotonic()
-        ledger.spend(study, now - began)
-        began = now
 
 
 def _words(result: "TrialResult", state: "State") -> str:
@@ -171,17 +154,6 @@ def write(found: "Results", plan: "Plan", ledger: "Ledger", folder: Path, result
     if results_file is not None:  # last: what is wrong with its place costs nothing else
         export(ledger, plan.name, results_file)
     return names
-
-
-def _states(text: str) -> "tuple[State, ...]":
-    from .sweep_results import RETRIED
-
-    words = [part.strip() for part in text.split(",")]
-    found = tuple(state for state in RETRIED if state in words)
-    if wrong := [word for word in words if word not in found]:
-        why = ": it would diverge again; change the run" if wrong[0] == "diverged" else ""
-        raise UserError(f"--retry {text}: no state {wrong[0]!r} to try again{why} (known: {', '.join(RETRIED)})")
-    return found
 
 
 def _results_file(name: str | None) -> Path | None:

@@ -11,7 +11,8 @@ from ppa.page.elements import behind, document, number, panel, table, text, whol
 from .page.build import SCRIPT, STYLE
 from .page.charts import curves_chart, dot, swatch
 from .page.decisions import LOG_TAIL, LOGS_SHOWN, printable
-from .sweep_results import BAD, Group, Results, Row, loss_words
+from .sweep_results import Group, Results, Row, loss_words
+from .trial import FAILED
 
 CURVES = 7  # as many as there are line styles
 DASH = "\u2013"
@@ -54,7 +55,7 @@ def _header(found: Results) -> str:
 
 
 def _seeds(group: Group) -> str:
-    done, bad = group.loss.seeds if group.loss else 0, sum(row.trial.state in BAD for row in group.rows)
+    done, bad = group.loss.seeds if group.loss else 0, sum(row.trial.state in FAILED for row in group.rows)
     mean = f", mean of {done} seeds" if done > 1 else ""
     return mean + (f"; {bad} of its {len(group.rows)} runs failed" if bad else "")
 
@@ -108,7 +109,7 @@ def _runs(found: Results, folder: Path) -> str:
         trial = row.trial
         loss = DASH if trial.loss is None else number(trial.loss, shown=f"{trial.loss:.4f}")
         seconds, tokens = number(trial.seconds, shown=f"{trial.seconds:.1f}"), whole(trial.tokens)
-        state = f'<span class="v-worse">{trial.state}</span>' if trial.state in BAD else trial.state
+        state = f'<span class="v-worse">{trial.state}</span>' if trial.state in FAILED else trial.state
         source = f" of {text(trial.source)}" if trial.source else ""
         rows.append([_linked(row, folder), f"{state}{source}", loss, str(trial.seed), tokens, seconds])
     heads = ["run", "state", "loss, nats", "seed", "tokens", "seconds"]

@@ -19,12 +19,10 @@ from .ledger import Ledger
 from .paired import Interval, interval
 from .records import Trial
 from .sweep_runs import Plan, Run, classic_name
-from .trial import State
+from .trial import FAILED
 from .view_records import Curve
 
 CONFIDENCE = 0.95
-BAD: tuple[State, ...] = ("failed", "diverged", "oom", "timeout")
-RETRIED: tuple[State, ...] = ("failed", "oom", "timeout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +64,11 @@ class Results:
 
     @property
     def bad(self) -> list[Row]:
-        return [row for row in self.rows if row.trial.state in BAD]
+        return [row for row in self.rows if row.trial.state in FAILED]
 
     @property
     def finished(self) -> bool:
-        return all(row.trial.state == "done" or row.trial.state in BAD for row in self.rows)
+        return all(row.trial.state == "done" or row.trial.state in FAILED for row in self.rows)
 
 
 def results(plan: Plan, ledger: Ledger) -> Results:
@@ -95,16 +93,7 @@ def _group(rows: list[Row]) -> Group:
     done = [row for row in rows if row.trial.state == "done"]
     losses = [row.trial.loss for row in done if row.trial.loss is not None]
     loss = interval(losses, CONFIDENCE) if losses else None
-    return Group(name, tuple(rows), loss, _curve(name, [dict(row.curve) for row in done if row.curve]))
-
-
-def _curve(name: str, curves: list[dict[int, float]]) -> Curve | None:
-    steps = sorted(set.intersection(*map(set, curves))) if curves else []
-    if not steps:
-        return None
-    at = [[curve[step] for curve in curves] for step in steps]
-    mean = tuple(math.fsum(values) / len(values) for values in at)
-    return Curve(name, len(curves), tuple(steps), mean, tuple(map(min, at)), tuple(map(max, at)), "")
+    return Group(name, tuple(rows), loss, Curve.of(name, [row.curve for row in done]))
 
 
 def loss_words(loss: Interval | None) -> str:
@@ -169,6 +158,3 @@ def failures(rows: Iterable[Row]) -> str:
     return "\n".join(
         f"  {row.run.name}: {row.trial.state}{', ' + row.trial.reason if row.trial.reason else ''}" for row in rows
     )
-
-
-__all__ = ["BAD", "RETRIED", "Group", "Results", "Row", "classic_log", "failures", "loss_words", "results", "table"]

@@ -19,6 +19,8 @@ STATES: tuple[State, ...] = get_args(State)
 # depend on limits, on the machine or on the candidates beside them.
 ENDED: tuple[State, ...] = ("done", "pruned", "failed", "diverged", "oom", "timeout", "infeasible")
 REUSABLE: tuple[State, ...] = ("done", "diverged")
+FAILED: tuple[State, ...] = ("failed", "diverged", "oom", "timeout", "infeasible")
+RETRIED: tuple[State, ...] = ("failed", "oom", "timeout")  # what another attempt may change
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from .ledger import Ledger
 from .paired import Interval
 from .records import DecisionRow, Study, Trial
 from .score import Score as Scorer
-from .trial import State
+from .trial import FAILED
 from .view_records import (
     Chart,
     Curve,
@@ -41,8 +41,6 @@ from .view_records import (
 
 CHARTED = ("area_m2", "energy_per_token_j", "latency_s", "params")
 FINALISTS = 6  # learning curves shown, that of the start not counted
-FAILED: tuple[State, ...] = ("failed", "diverged", "oom", "timeout", "infeasible")
-FALLS = ("loss", "bits_per_byte")  # scores of which less is better
 NO_CHANGE = Interval(0.0, 0.0, 0.0, 0)
 Entry = Mapping[str, Any]
 
@@ -191,14 +189,13 @@ def _step(point: Point, taken: Mapping[str, tuple[str, Entry]], said: Entry) -> 
 
 
 def _score(settings: Entry, start: Point | None, trials: Sequence[Trial]) -> Score:
-    name = settings.get("score", "loss")
-    better: Any = settings.get("better") or ("lower" if name in FALLS else "higher")
-    scorer = Scorer(name, settings.get("tokens_per_byte") or 1.0, better)
-    told = name != "bits_per_byte" or settings.get("tokens_per_byte")
-    of_start = _done(trials, start.config_hash) if start and told else []
+    scorer = Scorer(
+        settings.get("score", "loss"), settings.get("tokens_per_byte", 1.0), settings.get("better", "lower")
+    )
+    of_start = _done(trials, start.config_hash) if start else []
     values = [value for t in of_start if (value := _value(scorer, t)) is not None]
-    unit = settings.get("unit", scorer.unit)
-    return Score(name, unit, better == "higher", fmean(values) if values else None, len(values))
+    mean = fmean(values) if values else None
+    return Score(scorer.name, scorer.unit, scorer.better == "higher", mean, len(values))
 
 
 def _value(scorer: Scorer, trial: Trial) -> float | None:
@@ -287,10 +284,7 @@ def _finalists(start: Point | None, path: Sequence[Step], decisions: Sequence[De
 def _curves(ledger: Ledger, study: str, finalists: Mapping[str, str], trials: Sequence[Trial]) -> Iterator[Curve]:
     for config_hash, name in finalists.items():
         done = _done(trials, config_hash)
-        curves = [dict(ledger.curve(study, t.key)) for t in done]
-        steps = sorted(set.intersection(*map(set, curves))) if curves else []
-        if steps:
-            at = [[curve[step] for curve in curves] for step in steps]
-            mean, low, high = (tuple(of(values) for values in at) for of in (fmean, min, max))
-            words = "; ".join(sorted({t.words for t in done if t.words}))
-            yield Curve(name, len(done), tuple(steps), mean, low, high, words)
+        words = "; ".join(sorted({t.words for t in done if t.words}))
+        curve = Curve.of(name, [ledger.curve(study, t.key) for t in done], words)
+        if curve is not None:
+            yield curve

@@ -4,8 +4,9 @@ Gains are positive when better, in the unit of the score; costs in SI units.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
 from .decide import Judged
@@ -159,7 +160,18 @@ class Curve:
     mean: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    words: str  # what is special about its trials
+    words: str = ""  # what is special about its trials
+
+    @classmethod
+    def of(cls, name: str, curves: Iterable[Iterable[tuple[int, float]]], words: str = "") -> "Curve | None":
+        """From the curves of the seeds; None where they have no step in common."""
+        by_step = [dict(curve) for curve in curves]
+        steps = sorted(set.intersection(*map(set, by_step))) if by_step else []
+        if not steps:
+            return None
+        at = [[curve[step] for curve in by_step] for step in steps]
+        lows, highs = (min(values) for values in at), (max(values) for values in at)
+        return cls(name, len(by_step), tuple(steps), tuple(map(fmean, at)), tuple(lows), tuple(highs), words)
 
 
 @dataclass(frozen=True, slots=True)

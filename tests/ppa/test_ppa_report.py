@@ -11,8 +11,9 @@ from small import CHECKS, STAGES, config
 from gptcore.config import identity
 from gptcore.errors import UserError
 from gptcore.ops import PRIMITIVES, Bits
+from gptcore.units import si
 from ppa.count import BYTE_CLASSES, CONVENTIONS, add_up
-from ppa.render import markdown, print_report, si
+from ppa.render import markdown, print_report
 from ppa.report import make_report, write_report
 
 

@@ -225,8 +225,8 @@ def test_differs():
     "name, value, shown",
     [
         ("area_m2", 3.45e-7, "0.345 mm2"), ("area_m2", 2e-10, "200 um2"), ("params", 12345, "12,345"),
-        ("params", 1.25e7, "12.5 M"), ("energy_per_token_j", 1.234e-8, "12.34 nJ"), ("latency_s", 0.0012, "1.2 ms"),
-        ("flops", 999999.0, "1 MFLOP"), ("bytes", 0, "0 B"), ("latency_s", None, "-"), ("bytes", 2.5e3, "2.5 kB"),
+        ("params", 1.25e7, "12.50 M"), ("energy_per_token_j", 1.234e-8, "12.34 nJ"), ("latency_s", 0.0012, "1.200 ms"),
+        ("flops", 999999.0, "1.000 MFLOP"), ("bytes", 0, "0 B"), ("latency_s", None, "-"), ("bytes", 2.5e3, "2.500 kB"),
     ],
 )  # fmt: skip
 def test_human(name, value, shown):

@@ -181,7 +181,8 @@ def test_moves_of_the_machine_alone(tmp_path):
 
 def test_costs_in_turn_and_a_score_that_rises(tmp_path):
     turn = {"lexicographic": ["params", "area_m2"]}
-    view = made_of(tmp_path, cost=turn, score="task:quiz", unit="quiz", budget={"trials": None, "gpu_hours": 2.0})
+    score = {"score": "task:quiz", "better": "higher", "unit": "quiz"}
+    view = made_of(tmp_path, cost=turn, **score, budget={"trials": None, "gpu_hours": 2.0})
     assert view.score.rises and view.score.upward and 0 < view.score.start < 1
     assert all(isinstance(row.judged.cost_change, tuple) for one in view.rounds for row in one.rows)
     assert view.cost_of(view.end.costs) == (view.end.costs["params"], view.end.costs["area_m2"])
