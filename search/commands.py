@@ -95,7 +95,9 @@ def _search(
     limits = executor_choice.limits(args)
     search = Search(space, ledger, executor, folder.resolve(), limits=limits, say=screen.line)
     outcome = search.run()
-    for number in range(1, args.control + 1):
+    if args.control and not search.lab.trials:
+        screen.line("nothing was trained, so that there is nothing to control")
+    for number in range(1, args.control + 1 if search.lab.trials else 1):
         name = f"{space.name}.random{number}"
         other = replace(
             space, name=name, strategy=Strategy(kind="random", seed=number), budget=Budget(trials=search.lab.trials)

@@ -5,12 +5,12 @@ knows is not trained again, so the same search on the same ledger goes through t
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gptcore.errors import RunError
+from gptcore.errors import RunError, UserError
 
 from .executors import Executor
 from .ledger import Ledger
@@ -54,8 +54,10 @@ class Lab:
         self._identities: dict[tuple[str, str], Identity] = {}
         self._counted: set[str] = set()
         self._seen = 0  # the number of the last end that was read
-        # Start and end are measured once more when all is decided: that much of the budget is for nothing else.
-        self.kept_back = min(2 * space.seeds.max, (space.budget.trials or 0) // 3)
+        # Start and end are measured once more when all is decided: so many trials, but at most a third of the budget,
+        # are for nothing else.
+        self.kept_back = 2 * space.seeds.max
+        self._read()
 
     # -- what is known -------------------------------------------------------------------------------------------
 
@@ -131,7 +133,7 @@ class Lab:
         wanted = {self.key(run): run for run in runs}
         new = wanted.keys() - self._counted
         if new:  # counted whoever trained them, so that a resumed search ends where it would have
-            self._afford(len(new))
+            self._afford(new)
             self._counted |= new
         missing = {key: run for key, run in wanted.items() if not self._far_enough(key, until)}
         if not missing:
@@ -166,23 +168,37 @@ class Lab:
     def has_room(self, runs: Iterable[Run], spare: int) -> bool:
         """Whether the budget of trials holds these runs and `spare` more."""
         new = {self.key(run) for run in runs} - self._counted
-        allowed = self.space.budget.trials
-        return allowed is None or len(self._counted) + len(new) + spare <= allowed - self.kept_back
+        return len(self._counted) + len(new) + spare <= self._allowed_trials()
 
-    def _afford(self, more: int) -> None:
-        budget = self.space.budget
-        if budget.trials is not None and len(self._counted) + more > budget.trials - self.kept_back:
-            kept = f", {self.kept_back} of them for the last measurement" if self.kept_back else ""
-            raise BudgetSpent(f"{len(self._counted)} trials, {more} more wanted, {budget.trials} allowed{kept}")
+    def _allowed_trials(self) -> float:
+        trials = self.space.budget.trials
+        return math.inf if trials is None else trials - min(self.kept_back, trials // 3)
+
+    def _afford(self, new: Collection[str]) -> None:
+        budget, count, allowed = self.space.budget, len(self._counted), self._allowed_trials()
+        if count + len(new) > allowed:
+            kept = f" but for the last measurement of {budget.trials}" if allowed != budget.trials else ""
+            words = f"{count} trials, {len(new)} more wanted, {allowed} allowed{kept}"
+            if not count:
+                raise UserError(f"budget.trials does not hold the first round: {words}; raise it or drop some moves")
+            raise BudgetSpent(words)
         known = [self._ended[key] for key in self._counted if key in self._ended]
         tokens, seconds = sum(end.tokens for end in known), math.fsum(end.seconds for end in known)
-        if budget.tokens is not None and tokens >= budget.tokens:
-            raise BudgetSpent(f"{tokens:,} tokens")
-        if budget.gpu_hours is not None and seconds >= 3600 * budget.gpu_hours:
-            raise BudgetSpent(f"{seconds / 3600:.3g} hours of trials")
-        spent = self.ledger.study(self.study).elapsed_s
-        if budget.seconds is not None and spent >= budget.seconds:
-            raise BudgetSpent(f"{spent:.0f} s")
+        if self._exceeds(budget.tokens, tokens, len(known), len(new)):
+            raise BudgetSpent(f"{tokens:,} of {budget.tokens:,} tokens")
+        if budget.gpu_hours and self._exceeds(3600 * budget.gpu_hours, seconds, len(known), len(new)):
+            raise BudgetSpent(f"{seconds / 3600:.3g} of {budget.gpu_hours:g} hours of trials")
+        # The time of this study says nothing about trials that have ended: a search that resumes goes through them.
+        elapsed = self.ledger.study(self.study).elapsed_s
+        if not self._ended.keys() >= set(new) and self._exceeds(budget.seconds, elapsed, len(known), len(new)):
+            raise BudgetSpent(f"{budget.seconds:g} s of wall-clock time")
+
+    def _exceeds(self, limit: float | None, used: float, trials: int, more: int) -> bool:
+        """Whether `more` trials would, if they take what `trials` have so far, with the last measurement kept back."""
+        if limit is None:
+            return False
+        each = used / max(trials, 1)
+        return used + more * each > limit - min(self.kept_back * each, limit / 3)
 
     def _read(self) -> None:
         """Takes in what has ended since the last look."""

@@ -10,6 +10,7 @@ from gptcore.yamlfile import dump
 
 from .cost import COSTS
 from .export import export
+from .human import human
 
 if TYPE_CHECKING:
     from .ledger import Ledger
@@ -61,7 +62,8 @@ def summary(space: "Space", outcome: "Outcome") -> str:
     before, after, unit = space.baseline_costs, outcome.costs, space.score.unit
     lines = [f"{node.round}. {node.name}: {node.confirmation.words}" for node in outcome.steps if node.confirmation]
     known = [name for name in COSTS if getattr(before, name) is not None]
-    costs = ", ".join(f"{name} {getattr(before, name):.4g} -> {getattr(after, name):.4g}" for name in known)
+    shown = {name: [human(name, getattr(at, name)) for at in (before, after)] for name in known}
+    costs = ", ".join(f"{name} {' -> '.join(dict.fromkeys(values))}" for name, values in shown.items())
     if outcome.gain is not None and outcome.gain.low is not None:
         g = outcome.gain
         ends = f"{g.mean:+.4f} {unit} [{g.low:+.4f}, {g.high:+.4f}]"

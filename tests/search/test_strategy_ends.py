@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from table_executor import MOVES, Table, run, space
 
-from gptcore.errors import RunError
+from gptcore.errors import RunError, UserError
 from search.space import SpaceError
 
 KINDS = {"model.attention.softmax": {"choices": ["softmax", "consmax", "relumax"]}}
@@ -60,6 +60,36 @@ def test_what_a_beam_has_confirmed_outlives_the_budget(tmp_path):
     assert [step.name for step in outcome.steps] == [rows[0].chosen, rows[1].chosen] and outcome.gain.low > 0
 
 
+def test_a_first_round_that_the_budget_cannot_hold_is_refused(tmp_path):
+    with pytest.raises(UserError, match="does not hold the first round: 0 trials, 14 more wanted, 12 allowed but for"):
+        run(tmp_path, Table(), budget={"trials": 18})
+
+
+class Slow(Table):
+    """Takes a second of the clock, and of the trial, for each."""
+
+    def __init__(self, clock):
+        super().__init__()
+        self.clock = clock
+
+    def start(self, spec):
+        super().start(spec)
+        self.clock[0] += 1.0
+        self.results[-1] = replace(self.results[-1], seconds=1.0)
+
+
+@pytest.mark.parametrize("budget", [{"seconds": 45}, {"gpu_hours": 45 / 3600}, {"tokens": 4500}], ids=lambda b: [*b][0])
+def test_a_search_that_time_or_tokens_ended_comes_to_the_same_again(tmp_path, monkeypatch, budget):
+    """45 trials' worth: what measures start and end is kept back, and to run it again trains and changes nothing."""
+    clock = [0.0]
+    monkeypatch.setattr("search.running.time.monotonic", lambda: clock[0])
+    outcome, rows, trials = run(tmp_path, Slow(clock), budget=budget)
+    assert "budget is spent" in outcome.reason and outcome.steps
+    assert outcome.gain.low > 0 and 30 < len(trials) <= 45
+    again = Slow(clock)
+    assert run(tmp_path, again, budget=budget) == (outcome, rows, trials) and not again.started
+
+
 def test_evolution_ends_where_everything_fails(tmp_path):
     """A failure is no new point each time it is asked for again: without new ones it ends."""
     pytest.importorskip("optuna")
@@ -80,8 +110,8 @@ def test_evolution_keeps_its_front_when_the_tokens_are_spent(tmp_path):
     pytest.importorskip("optuna")
     from search.ledger import Ledger
 
-    outcome, rows, trials = run(tmp_path, Table(), strategy=NSGA2, budget={"tokens": 1500, "rounds": 10})
-    assert "budget is spent" in outcome.reason and not rows and len(trials) * 100 >= 1500
+    outcome, rows, trials = run(tmp_path, Table(), strategy=NSGA2, budget={"tokens": 3000, "rounds": 10})
+    assert "budget is spent" in outcome.reason and not rows and 1500 <= len(trials) * 100 <= 3000
     with Ledger(tmp_path / "a.sqlite") as ledger:
         front = ledger.outcome(space().name)["front"]
     ends = sorted((entry["costs"]["params"], entry["gain"]) for entry in front)
