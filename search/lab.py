@@ -177,7 +177,7 @@ class Lab:
     def _afford(self, new: Collection[str]) -> None:
         budget, count, allowed = self.space.budget, len(self._counted), self._allowed_trials()
         if count + len(new) > allowed:
-            kept = f" but for the last measurement of {budget.trials}" if allowed != budget.trials else ""
+            kept = f" ({budget.trials} with the last measurement)" if allowed != budget.trials else ""
             words = f"{count} trials, {len(new)} more wanted, {allowed} allowed{kept}"
             if not count:
                 raise UserError(f"budget.trials does not hold the first round: {words}; raise it or drop some moves")
