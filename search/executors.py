@@ -44,6 +44,9 @@ class Executor(Protocol):
         """Kills what runs. What it had saved is where the next attempt goes on."""
 
 
+ALARM_EVERY_S = 0.5
+
+
 class OutOfTime(BaseException):
     """Not an Exception, so that no one on the way takes it for a failure of what it interrupts."""
 
@@ -95,7 +98,8 @@ def _time_limit(seconds: float | None) -> Iterator[None]:
         raise OutOfTime
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Again and again: what is raised in a callback of the garbage collector, or in __del__, goes nowhere.
+    signal.setitimer(signal.ITIMER_REAL, seconds, ALARM_EVERY_S)
     try:
         yield
     finally:

@@ -116,6 +116,20 @@ def test_the_time_limit_inline(spec_of, monkeypatch):
     assert (result.state, result.reason) == ("timeout", "no end after 0.2 s")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_limit_that_strikes_where_nothing_can_be_raised_strikes_again(spec_of, monkeypatch):
+    class Slow:
+        def __del__(self):
+            time.sleep(0.4)
+
+    def hang(*args, **kwargs):
+        Slow()
+        time.sleep(60)
+
+    monkeypatch.setattr("gptcore.train.train", hang)
+    assert one(Inline(), spec_of(Limits(seconds=0.2))).state == "timeout"
+
+
 def test_limits_that_cannot_be_kept_are_refused(spec_of):
     with pytest.raises(UserError, match="no memory limit"):
         Inline().start(spec_of(Limits(memory_bytes=1)))
