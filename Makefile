@@ -4,6 +4,9 @@ BIN := .venv/bin
 CONFIG ?= explorations/quickstart.yaml
 OUT ?= out
 ARGS ?=
+VIEW ?= ckpts
+BENCH ?= benchmarks/bench_kernels.py
+BASE ?=
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | expand -t 14
@@ -34,8 +37,8 @@ sweep: setup  ## the runs that CONFIG lists, e.g. explorations/sweeps/softmax_no
 	$(BIN)/gptcore sweep $(CONFIG) $(ARGS)
 monitor: setup  ## watch the search below OUT
 	$(BIN)/gptcore monitor $(OUT) $(ARGS)
-inspect: setup  ## table of the runs below OUT
-	$(BIN)/gptcore inspect $(OUT) $(ARGS)
+inspect: setup  ## runs below OUT; VIEW=activations, weights or softmax looks into the run OUT
+	$(BIN)/gptcore inspect $(VIEW) $(OUT) $(ARGS)
 
 test: setup  ## the test suite (what CI runs), a process a core
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
@@ -43,7 +46,13 @@ check: setup  ## lint, format, types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 check-all: check  ## every test, the slow and the networked ones too
 	$(BIN)/pytest -m ''
-bench: setup  ## benchmarks: ratios, never absolute gates
-	$(BIN)/pytest benchmarks -o python_files='bench_*.py' --benchmark-enable -s -m ''
+bench: setup  ## kernels and references, timed: table and picture in OUT; BENCH=benchmarks for all benchmarks
+	@mkdir -p $(OUT)
+	$(BIN)/pytest $(BENCH) -o python_files='bench_*.py' --benchmark-enable --benchmark-json=$(OUT)/bench.json -s -rs -m '' $(ARGS); \
+	code=$$?; $(BIN)/python -m benchmarks.kernel_table $(OUT)/bench.json && exit $$code
+bench-compare: setup  ## ratios of new times to those in BASE, a JSON that bench wrote
+	@test -f "$(BASE)" || { echo "make bench-compare BASE=FILE: no file '$(BASE)'; make bench writes one, OUT/bench.json" >&2; exit 2; }
+	$(MAKE) bench
+	$(BIN)/python -m benchmarks.kernel_table $(OUT)/bench.json $(BASE)
 
-.PHONY: help setup train sample eval report compare calibrate validate search sweep monitor inspect test check check-all bench
+.PHONY: help setup train sample eval report compare calibrate validate search sweep monitor inspect test check check-all bench bench-compare

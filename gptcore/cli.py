@@ -19,7 +19,7 @@ COMMANDS = {
     "train": ("gptcore.commands.train", "train a model: CONFIG [key=value | --flat_name=value ...]"),
     "sample": ("gptcore.commands.sample", "generate text from a trained run"),
     "eval": ("gptcore.commands.eval", "scores of a trained run on tasks, and bits per byte of a text"),
-    "inspect": ("gptcore.commands.inspect", "table of the runs below a folder"),
+    "inspect": ("gptcore.commands.inspect", "runs; activations, weights, softmax of a run; two runs compared"),
     "quantize": ("gptcore.commands.quantize", "what a trained run loses at fewer bits, without more training"),
     "config": ("gptcore.commands.config", "show, compare and document configurations"),
     "variants": ("gptcore.commands.variants", "list the kinds of every slot"),

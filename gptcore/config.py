@@ -288,6 +288,10 @@ class TrainConfig(Strict):
     out_dir: str | None = knob(None, "run folder; null: out/<name>-<identity>", cosmetic=True)
     device: str = knob("auto", "cpu, cuda, cuda:N, or auto", cosmetic=True)
     compile: bool = knob(False, "torch.compile the model", cosmetic=True)
+    kernel: Literal["auto", "triton", "reference"] = knob(
+        "auto", "attention by Triton kernels (auto: on a GPU, where one computes the variant) or plain torch",
+        cosmetic=True,
+    )  # fmt: skip
     parallel: Literal["ddp", "fsdp"] = knob("ddp", "how several processes share the work (torchrun)", cosmetic=True)
     export_wte_npy: str | None = knob(None, "write the token table there with each checkpoint", cosmetic=True)
     log_interval: int = knob(10, "steps between rows of metrics.csv", ge=1, cosmetic=True)

@@ -22,6 +22,7 @@ from .distributed import Parallel, World, world
 from .errors import CheckpointError, RunError, UserError
 from .hostmemory import keep_freed_memory
 from .interrupt import Interrupt
+from .kernel_choice import described, recorded, use_kernel
 from .losses import is_plain, make_objective
 from .model import GPT
 from .optim import make_optimizer, set_rate, settings_of
@@ -118,6 +119,7 @@ class Trainer:
             prepare_export(Path(t.export_wte_npy))
         if t.quant_scheduler != "static" and not any(name.endswith("strength") for name, _ in model.named_buffers()):
             raise UserError(f"train.quant_scheduler {t.quant_scheduler}: nothing in this model rounds")
+        self.kernels = use_kernel(model, t.kernel, where.device, getattr(torch, t.dtype))
         self.teacher = load_teacher(t.distill_from, m, dataset.meta, where.device) if t.distill_from else None
         model.objective = distilling(t, self.teacher) if self.teacher is not None else make_objective(t)
         self.parallel = Parallel(model, where, t.parallel, t.compile)
@@ -128,6 +130,7 @@ class Trainer:
         self.screen = Screen(t.max_iters, quiet or not where.is_main)
         for message in start.messages:
             self.screen.say(message)
+        self.screen.say(described(self.kernels))
         tokenizer = "tiktoken:gpt2" if dataset.meta is None else dataset.meta.get("tokenizer")
         if start.weights is not None and tokenizer != "tiktoken:gpt2":
             self.screen.say(
@@ -144,6 +147,7 @@ class Trainer:
                 "status": "running", "identity": run_id, "name": name, "dataset": self.config.data.dataset,
                 "vocab_size": m.vocab_size, "parameters": self.model.parameter_count(), "max_iters": t.max_iters,
                 "world_size": where.size, "device": str(where.device), "torch": torch.__version__,
+                "kernels": recorded(self.kernels),
                 "data_files": tokens_of(dataset.meta)["files"],
                 "resumed_at": self.progress.step if start.restored else None, "folder": str(folder),
             },

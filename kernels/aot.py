@@ -1,7 +1,7 @@
 """Ahead-of-time compilation of the attention kernels, without a GPU: what every row of the launch table costs.
 
-    python -m kernels.aot write [NAME ...]   # compile points whose name contains a NAME (none: all), keep the figures
-    python -m kernels.aot check [NAME ...]   # compile them, hold them against the budgets and what was kept
+    python -m kernels.aot write [PATTERN ...]   # compile points whose name has a PATTERN (none: all), keep the figures
+    python -m kernels.aot check [PATTERN ...]   # compile them, hold them against the budgets and what was kept
 
 A figure is what cuobjdump and nvdisasm of the Triton wheel say: registers, stack, shared memory, and how often each
 instruction stands in the hot loop, the loop of tiles without masked keys. Signatures carry the facts that the
@@ -10,6 +10,7 @@ whether ptxas compiled correctly: both need a GPU. Must not run with TRITON_INTE
 """
 
 import collections
+import itertools
 import json
 import re
 import subprocess
@@ -25,7 +26,7 @@ from triton.compiler import ASTSource
 
 from . import attention_backward, attention_decode, attention_forward
 from .attention_reference import KINDS
-from .launch_table import OPS, ROWS, Launch, table_row
+from .launch_table import OPS, OWN_ROWS, ROWS, WIDE_ROWS, Launch, table_row
 
 SHARED_BYTES = {90: 232_448, 80: 166_912}  # of one block
 GOLDEN = Path(__file__).parent / "golden" / f"triton-{triton.__version__}.json"
@@ -33,12 +34,26 @@ KERNELS: dict[str, Any] = {
     "forward": attention_forward.forward, "d_queries": attention_backward.d_queries,
     "d_keys": attention_backward.d_keys, "decode": attention_decode.decode,
 }  # fmt: skip
-BUDGETS = {  # instructions of one pass of the hot loop
-    (90, "forward", "softmax", 128): 580, (90, "forward", "consmax", 128): 300,
-    (90, "d_queries", "consmax", 128): 340,
+BUDGETS = {  # instructions of one pass of the hot loop, by architecture, op, kind, width and flag
+    (90, "forward", "softmax", 128, ""): 580, (90, "forward", "consmax", 128, ""): 300,
+    (90, "d_queries", "consmax", 128, ""): 340,
+    # Those of consmax are missed by 4 and 3 with a clamp, which takes half an instruction a score forward (minima of
+    # pairs), and three backward (compare, select, and the sum that beta's gradient needs).
+    (90, "forward", "consmax", 128, "clamp"): 304, (90, "d_queries", "consmax", 128, "clamp"): 343,
+}  # fmt: skip
+# Bytes a thread may spill where no tile does without; products of 4-byte types hold whole rows of 256 in registers.
+SPILLS = {
+    ("d_queries", 256, "fp32", ""): 512, ("d_keys", 256, "fp32", ""): 1024, ("decode", 256, "fp32", ""): 256,
+    ("d_keys", 256, "bf16", "bias"): 16, ("d_keys", 256, "bf16", "clamp"): 8, ("d_keys", 256, "bf16", "window"): 8,
 }  # fmt: skip
 NARROW = ("q_ptr", "k_ptr", "v_ptr", "o_ptr", "do_ptr", "dq_ptr", "dk_ptr", "dv_ptr")
 WHOLE = ("H", "G", "T", "S", "window", "split")
+FLAGS: dict[str, dict[str, bool]] = {
+    "": {}, "window": {"WINDOW": True}, "softcap": {"CAP": True}, "bias": {"BIAS": True}, "alibi": {"ALIBI": True},
+    "d_bias": {"BIAS": True, "D_BIAS": True}, "full": {"CAUSAL": False}, "lobo": {"HEAD": True},
+    "clamp": {"CLAMP": True},
+}  # fmt: skip
+OPTIONAL = {"bias_ptr": "BIAS", "slope_ptr": "ALIBI", "head_ptr": "HEAD", "top_ptr": "CLAMP", "lengths_ptr": "LENGTHS"}
 COUNTED = ("HGMMA", "HMMA", "UTMALDG", "FFMA", "FMUL", "FADD", "FMNMX", "SHFL", "FSEL", "LDL", "STL")
 
 
@@ -50,11 +65,11 @@ class Point:
     D: int
     launch: Launch
     dtype: str = "bf16"
-    clamp: bool = False
+    flag: str = ""  # one of FLAGS
 
     @property
     def name(self) -> str:
-        return f"sm_{self.arch} {self.op} {self.kind} D{self.D} {self.dtype}" + (" clamp" if self.clamp else "")
+        return f"sm_{self.arch} {self.op} {self.kind} D{self.D} {self.dtype} {self.flag}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -68,19 +83,37 @@ class Figures:
 
 
 def points() -> list[Point]:
-    """Every row of the launch table with every kind it serves."""
-    return [Point(arch, op, kind, D, table_row(arch, op, D, kind)) for arch, op, D in ROWS for kind in KINDS]
+    """Every row of the launch table with every kind it serves; then the other types, and the flags, of the two kinds
+    with exponentials."""
+    found = [Point(arch, op, kind, D, table_row(arch, op, D, kind)) for arch, op, D in ROWS for kind in KINDS]
+    for op, kind, D in itertools.product(OPS, ("softmax", "consmax"), (32, 64, 128, 256)):
+        wide, middle = WIDE_ROWS[op, D], D in (64, 128)
+        found += [Point(arch, op, kind, D, wide, "fp32") for arch in (90, 80) if arch == 90 or middle]
+        found += [Point(90, op, kind, D, table_row(90, op, D, kind), "fp16")] * middle
+        for flag in FLAGS:
+            own = (90, op, D, flag) in OWN_ROWS or (op, D, "bf16", flag) in SPILLS
+            if flag and has(op, kind, flag) and (middle or own):
+                found.append(Point(90, op, kind, D, table_row(90, op, D, kind, [flag]), flag=flag))
+    return found
+
+
+def has(op: str, kind: str, flag: str) -> bool:
+    """Whether a flag makes a difference."""
+    belongs = {"clamp": kind == "consmax", "lobo": (op, kind) == ("forward", "softmax"), "d_bias": op == "d_queries"}
+    return belongs.get(flag, True)
 
 
 def source(point: Point) -> ASTSource:
     row, kind = point.launch, point.kind
     flags = {
         "D": point.D, "E": point.D, "BD": point.D, "BE": point.D, "BM": row.BM, "BN": row.BN, "KIND": kind, "POWER": 2,
-        "CAUSAL": True, "WINDOW": False, "CAP": False, "BIAS": False, "D_BIAS": False, "HEAD": kind == "consmax",
-        "CLAMP": point.clamp, "BY_KEYS": False, "LOG_KEYS": False, "EXACT": "tf32",
-    }  # fmt: skip
+        "CAUSAL": True, "WINDOW": False, "CAP": False, "BIAS": False, "D_BIAS": False, "ALIBI": False,
+        "HEAD": kind == "consmax", "CLAMP": False, "BY_KEYS": False, "LOG_KEYS": False,
+        "LENGTHS": False,
+        "EXACT": "ieee" if point.dtype == "fp32" else "tf32", "PAIRS": point.arch >= 90 and point.dtype != "fp32",
+    } | FLAGS[point.flag]  # fmt: skip
     kernel = KERNELS[point.op]
-    absent = {"bias_ptr"} | (set() if kind == "consmax" else {"head_ptr"}) | (set() if point.clamp else {"top_ptr"})
+    absent = {name for name, flag in OPTIONAL.items() if not flags[flag]}
     signature, constants, facts = {}, {}, {}
     for place, name in enumerate(kernel.arg_names):
         if name in flags or name in absent:
@@ -107,7 +140,7 @@ def compile_point(point: Point) -> Figures:
         shared_bytes=binary.metadata.shared, num_warps=binary.metadata.num_warps,
         wide_addresses="mul.wide" in binary.asm["ptx"] or "mad.wide" in binary.asm["ptx"]
         or "mul.lo.s64" in binary.asm["ptx"] or "mad.lo.s64" in binary.asm["ptx"],
-        loop=hot_loop(sass),
+        loop=hot_loop(sass, point.dtype != "fp32"),
     )  # fmt: skip
 
 
@@ -127,7 +160,7 @@ def _number(pattern: str, text: str) -> int:
     return int(found[1])
 
 
-def hot_loop(sass: str) -> dict[str, int]:
+def hot_loop(sass: str, tensor_cores: bool = True) -> dict[str, int]:
     """Instructions of the innermost loop of matrix products with the fewest selects and compares."""
     lines: list[str] = []
     labels: dict[str, int] = {}
@@ -146,7 +179,8 @@ def hot_loop(sass: str) -> dict[str, int]:
         inner = any(start <= a and b <= end and (a, b) != (start, end) for a, b in spans)
         names = [line.split()[0] for line in lines[start : end + 1]]
         counts = collections.Counter(name.split(".")[0] for name in names)
-        if inner or not counts["HGMMA"] + counts["HMMA"]:
+        products = counts["HGMMA"] + counts["HMMA"] if tensor_cores else counts["FFMA"] > 100
+        if inner or not products:
             continue
         kept = {name: counts[name] for name in COUNTED}
         kept["FMNMX"] += counts["FMNMX3"]
@@ -160,28 +194,33 @@ def hot_loop(sass: str) -> dict[str, int]:
 
 def broken(point: Point, figures: Figures) -> list[str]:
     """What a point must hold and does not."""
-    loop, exponential = figures.loop, point.kind in ("softmax", "consmax")
+    loop, exponential, tensor_cores = figures.loop, point.kind in ("softmax", "consmax"), point.dtype != "fp32"
+    spilled = SPILLS.get((point.op, point.D, point.dtype, point.flag), 0)
+    # 16 rows of queries are too few for the products of a warp group
+    warp_groups = point.arch >= 90 and point.op != "decode" and tensor_cores
+    chooses = point.flag == "softcap" or (point.flag == "clamp" and point.op.startswith("d_"))
     rules = {
-        "spills": figures.stack_bytes == 0 and loop["LDL"] + loop["STL"] == 0,
+        "spills": figures.stack_bytes <= spilled and (loop["LDL"] + loop["STL"] == 0 or spilled > 0),
         "shared memory": figures.shared_bytes <= SHARED_BYTES[point.arch],
         "registers": figures.registers <= 255,
         "warps": figures.num_warps == point.launch.num_warps,
         "64-bit addresses": figures.wide_addresses,
         "tile loads through descriptors": point.arch < 90 or loop["UTMALDG"] >= 2,
-        # 16 rows of queries are too few for the products of a warp group
-        "products of warp groups": point.arch < 90 or point.op == "decode" or (loop["HGMMA"] > 0 and loop["HMMA"] == 0),
-        # the other kinds select by the sign of the score
-        "no select": not exponential or point.op == "decode" or loop["FSEL"] == 0,
+        "products of warp groups": not warp_groups or (loop["HGMMA"] > 0 and loop["HMMA"] == 0),
+        # the other kinds select by the sign of the score, a soft cap divides, a clamp stops gradients
+        "no select": not exponential or point.op == "decode" or not tensor_cores or chooses or loop["FSEL"] == 0,
     }
     scores = point.launch.BM * point.launch.BN // (32 * figures.num_warps)  # of a thread
-    if point.kind == "consmax":
+    if point.kind == "consmax" and tensor_cores and point.flag != "softcap":
         # Warps without rows of their own (16 a warp) may repeat the scores of another.
         rows = point.launch.BN if point.op == "d_keys" else point.launch.BM
         repeated = scores * max(1, 16 * figures.num_warps // rows)
-        rules["one exponential a score"] = loop["EX2"] == loop["MUFU"] and loop["EX2"] in (scores, repeated)
-        statistic = loop["FMNMX"] + loop["FADD"] + max(loop["SHFL"] - 2, 0)
+        once = loop["EX2"] % scores == 0 and scores <= loop["EX2"] <= repeated
+        rules["one exponential a score"] = once and loop["EX2"] == loop["MUFU"]
+        # with a flag, sums are also those of bias, slopes and free scores
+        statistic = loop["FMNMX"] + (loop["FADD"] if not point.flag else 0) + max(loop["SHFL"] - 2, 0)
         rules["no row statistic"] = point.op == "decode" or statistic == 0
-    budget = BUDGETS.get((point.arch, point.op, point.kind, point.D))
+    budget = BUDGETS.get((point.arch, point.op, point.kind, point.D, point.flag)) if tensor_cores else None
     rules[f"at most {budget} instructions"] = budget is None or loop["all"] <= budget
     return [rule for rule, holds in rules.items() if not holds]
 
@@ -202,10 +241,10 @@ def read_golden() -> dict[str, dict]:
     return json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
 
 
-def main(mode: str, parts: list[str]) -> int:
+def main(mode: str, patterns: list[str]) -> int:
     golden, failures, count = read_golden(), 0, 0
     for point in points():
-        if parts and not any(part in point.name for part in parts):
+        if patterns and not any(re.search(pattern, point.name) for pattern in patterns):
             continue
         figures = compile_point(point)
         faults = broken(point, figures) + (changed(point, figures, golden) if mode == "check" else [])

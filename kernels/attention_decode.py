@@ -8,20 +8,23 @@ splits in fixed order; softmax parts carry (maximum, sum) and are rescaled. Equa
 import triton
 import triton.language as tl
 
-from .attention_tiles import LOG2E, NOWHERE, curve, in_sight, keys_in_sight, round_down, scored
+from .attention_tiles import LOG2E, NOWHERE, at_most, curve, in_sight, keys_in_sight, round_down, scored
 
 
 @triton.jit(do_not_specialize=["T", "S", "window", "H", "G", "split"])
 def decode(
-    q_ptr, k_ptr, v_ptr, part_ptr, stat_ptr, head_ptr, top_ptr, bias_ptr,
+    q_ptr, k_ptr, v_ptr, part_ptr, stat_ptr, head_ptr, top_ptr, bias_ptr, slope_ptr, lengths_ptr,
     q_b, q_h, q_t, k_b, k_h, k_s, v_b, v_h, v_s, bias_h, bias_t,
     H, G, T, S, window, split, factor, softcap, rate, shift, x_intercept, y_intercept, share,
     D: tl.constexpr, E: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     KIND: tl.constexpr, POWER: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
-    BIAS: tl.constexpr, HEAD: tl.constexpr, CLAMP: tl.constexpr, BY_KEYS: tl.constexpr, LOG_KEYS: tl.constexpr,
-    EXACT: tl.constexpr,
+    BIAS: tl.constexpr, ALIBI: tl.constexpr, HEAD: tl.constexpr, CLAMP: tl.constexpr, BY_KEYS: tl.constexpr,
+    LOG_KEYS: tl.constexpr, LENGTHS: tl.constexpr, PAIRS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Keys [i split, (i + 1) split) -> unscaled part (i, B, H, T, E); `split` is a multiple of BN."""
+    """Keys [i split, (i + 1) split) -> unscaled part (i, B, H, T, E); `split` is a multiple of BN.
+
+    With lengths, sequence b has its own S; the descriptors read zeros from there on, whatever the cache holds.
+    """
     i = tl.program_id(1)
     z = tl.program_id(0)
     K = H // G
@@ -30,17 +33,22 @@ def decode(
     real = packed < G * T
     h = g * G + packed // T
     t = packed % T
+    if LENGTHS:
+        S = tl.minimum(S, tl.load(lengths_ptr + b))
     columns = tl.arange(0, BD)
     places = b * q_b + h * q_h + t * q_t
     q = tl.load(q_ptr + places[:, None] + columns[None, :], real[:, None] & (columns < D)[None, :], 0.0)
     keys_desc = tl.make_tensor_descriptor(k_ptr + b * k_b + g * k_h, [S, D], [k_s, 1], [BN, BD])
     values_desc = tl.make_tensor_descriptor(v_ptr + b * v_b + g * v_h, [S, E], [v_s, 1], [BN, BE])
     head = tl.zeros([BM], tl.float32)
-    top = 0.0
+    highest_weight = 0.0
     if HEAD:
         head = tl.load(head_ptr + h, real, 0.0)
     if CLAMP:
-        top = tl.load(top_ptr + h, real, 0.0)[:, None]
+        highest_weight = tl.exp2(tl.load(top_ptr + h, real, 0.0))[:, None]
+    slope = 0.0
+    if ALIBI:
+        slope = (tl.load(slope_ptr + h, real, 0.0) * rate)[:, None]
     seen = keys_in_sight(t, T, S, window, CAUSAL, WINDOW)
     if LOG_KEYS:
         shift = (shift - tl.log2(seen) / LOG2E)[:, None]
@@ -59,7 +67,10 @@ def decode(
         if BIAS:
             where = h[:, None] * bias_h + t[:, None].to(tl.int64) * bias_t + keys[None, :]
             bias = tl.load(bias_ptr + where, real[:, None] & live, 0.0).to(tl.float32)
-        s, _ = scored(products, bias, factor, softcap, rate, CAP, BIAS)
+        tilt = 0.0
+        if ALIBI:
+            tilt = slope * (keys[None, :] - (t + (S - T))[:, None])
+        s, _ = scored(products, bias, tilt, factor, softcap, rate, CAP, BIAS, ALIBI)
         if KIND == "softmax":
             s = tl.where(live, s, float("-inf"))
             higher = tl.maximum(m, tl.max(s, 1))
@@ -71,14 +82,15 @@ def decode(
         else:
             if KIND == "consmax":
                 s = s - head[:, None]
-                if CLAMP:
-                    s = tl.minimum(s, top)
                 p = tl.exp2(s)
             else:
                 p = curve(s + shift, x_intercept, y_intercept, KIND, POWER)
             p = tl.where(live, p, 0.0)
         v = values_desc.load([n0, 0])
-        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=EXACT)
+        p = p.to(v.dtype)
+        if CLAMP:
+            p = at_most(p, highest_weight, PAIRS)
+        acc = tl.dot(p, v, acc, input_precision=EXACT)
     if KIND != "softmax" and KIND != "consmax":
         if BY_KEYS:
             acc = acc * (share / seen)[:, None]

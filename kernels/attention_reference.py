@@ -1,10 +1,11 @@
 """Attention with any weighting of the family, in plain torch, differentiated by autograd: the truth for the kernels.
 
-    score(t, s)  = cap(scale q_t k_s) + bias(t, s),   cap(x) = softcap tanh(x / softcap)
+    score(t, s)  = cap(scale q_t k_s) + bias(t, s) - slope (t + S - T - s),   cap(x) = softcap tanh(x / softcap)
     output(t)    = sum over the keys s in sight of weight(score(t, s)) v_s
 
 `softmax` covers softermax (base 2) and the extra term exp(lobo) of the sum. Row-wise divisors and the sigmoid's
-bias -ln(keys) count the keys that a query sees. A query that sees no key gets zeros. Any floating type.
+bias -ln(keys) count the keys that a query sees. A query that sees no key gets zeros. Slopes are those of
+ALiBi (arXiv 2108.12409), one a head. Any floating type.
 Not covered: dropout, and windows of attention that is not causal.
 
 Legend: B batch, H query heads, K key/value heads, G = H / K, T queries (the last T of S tokens when causal), S keys,
@@ -75,6 +76,7 @@ def attention(
     q_BHTD: Tensor, k_BKSD: Tensor, v_BKSE: Tensor, weighting: Weighting, scale: float, *, causal: bool = True,
     window: int | None = None, softcap: float | None = None, beta_H: Tensor | None = None,
     gamma_H: Tensor | None = None, lobo_H: Tensor | None = None, bias_HTS: Tensor | None = None,
+    slopes_H: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Weighted values (B, H, T, E). beta and gamma > 0 belong to consmax, lobo to softmax."""
     (_, H, T, _), (_, K, S, _) = q_BHTD.shape, k_BKSD.shape
@@ -85,6 +87,9 @@ def attention(
         scores = softcap * torch.tanh(scores / softcap)
     if bias_HTS is not None:
         scores = scores + bias_HTS
+    if slopes_H is not None:
+        distance_TS = torch.arange(T, device=k.device)[:, None] + (S - T) - torch.arange(S, device=k.device)
+        scores = scores - slopes_H.view(-1, 1, 1) * distance_TS
     scores = scores.masked_fill(~live, 0.0)  # so that what is not seen cannot overflow
     if weighting.kind == "softmax":
         scores = (scores * math.log(weighting.base)).masked_fill(~live, -math.inf)

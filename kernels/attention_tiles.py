@@ -43,13 +43,13 @@ def query_range(n0, T, S, window, BM: tl.constexpr, COLS: tl.constexpr, CAUSAL: 
     if CAUSAL:
         first = n0 + T - S  # the row that sees key n0 as its last
         lo = round_down(first, BM)
-        a = tl.maximum(round_down(first + COLS - 1 + BM - 1, BM), lo)
-        a = tl.minimum(a, tl.maximum(T, lo))
         if WINDOW:
             hi = tl.minimum(T, tl.maximum(first + COLS - 1 + window, 0))
+        # a starts a tile, even where that is past hi: the loop from a must not take rows of the tile before
+        a = round_down(tl.minimum(first + COLS - 1, hi) + BM - 1, BM)
+        a = tl.maximum(a, lo)
+        if WINDOW:
             b = tl.maximum(tl.minimum(round_down(first + window, BM), hi), a)
-            a = tl.minimum(a, tl.maximum(hi, lo))
-            b = tl.maximum(b, a)
     return lo, a, b, hi
 
 
@@ -83,10 +83,14 @@ def capped(x, softcap):
 
 
 @triton.jit
-def scored(products, bias, factor, softcap, rate, CAP: tl.constexpr, BIAS: tl.constexpr):
+def scored(
+    products, bias, tilt, factor, softcap, rate, CAP: tl.constexpr, BIAS: tl.constexpr, ALIBI: tl.constexpr
+):  # fmt: skip
     """Products of queries and keys -> (scores times `rate`, slope of the cap). `factor` is scale, times rate if no cap.
 
-    Without cap and bias that is one product, which the compiler joins with the sum that follows.
+    Without cap and bias that is one product, which the compiler joins with the sum that follows. ALiBi,
+    slope (key - query), comes in two parts, so that no tile of distances is made: `tilt` here, and what the caller
+    subtracts. Both count from the tile, where they are small enough to be exact.
     """
     slope = 1.0
     if CAP:
@@ -94,9 +98,23 @@ def scored(products, bias, factor, softcap, rate, CAP: tl.constexpr, BIAS: tl.co
         s = s * rate
     else:
         s = products * factor
+    if ALIBI:
+        s = s + tilt
     if BIAS:
         s = s + bias * rate
     return s, slope
+
+
+@triton.jit
+def at_most(p, ceiling, PAIRS: tl.constexpr):
+    """min(p, ceiling) of weights, whose bits order as integers do, having no sign. 2-byte ones go two an instruction,
+    where the architecture has it; clamping scores before their exponential takes one each, with the same result."""
+    if PAIRS:
+        bits = tl.minimum(p.to(tl.int16, bitcast=True), ceiling.to(p.dtype).to(tl.int16, bitcast=True))
+        p = bits.to(p.dtype, bitcast=True)
+    else:
+        p = tl.minimum(p.to(tl.float32), ceiling).to(p.dtype)
+    return p
 
 
 @triton.jit

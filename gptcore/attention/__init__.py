@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Dims, Heads
+from ..kernel_choice import Kernel
 from ..ops import Graph
 from ..ops import Tensor as OpTensor
 from ..position import Position
@@ -20,6 +21,8 @@ class Attention(nn.Module):
 
     residual: tuple[str, ...] = ()
     takes_bias = False  # whether scores exist that a position kind may add to
+    kernel: Kernel = "auto"
+    dropout = 0.0  # of weights, in training
 
     def __init__(self, config: KindConfig, dims: Dims):
         super().__init__()
@@ -28,6 +31,10 @@ class Attention(nn.Module):
     def forward(self, x_BTC: Tensor, position: Position, start: int, cache: Any = None) -> Tensor:
         """Mixed tokens (B, T, C). `start` is the position of the first token; a cache holds the ones before it."""
         raise NotImplementedError
+
+    def kernel_obstacle(self, dropout: float) -> str | None:
+        """Why the Triton kernels cannot compute this attention with such dropout of weights; None when they can."""
+        return f"{self.config.kind} attention has no kernel"
 
     @staticmethod
     def heads(config: KindConfig, dims: Dims) -> Heads | None:

@@ -117,7 +117,10 @@ class HeadedAttention(ScoredAttention):
         scoring = self._scoring(q, k.shape[2], scale, position, start)
         if self.H % self.K:
             k, v = k[:, self.group], v[:, self.group]
-        return self._output(self.softmax.attend(q, k, v, scoring))
+        return self._output(self._attend(q, k, v, scoring))
+
+    def head_width(self, T, S):
+        return max(self.D, self.E)
 
     @staticmethod
     def heads(config, dims):

@@ -109,6 +109,9 @@ class LatentAttention(ScoredAttention):
         attend = self._over_latents if self.config.absorbs(self.n_embd, T, S) else self._over_heads
         return self._output(attend(q_BHTD, rows, scoring))
 
+    def head_width(self, T, S):
+        return self.L + self.R if self.config.absorbs(self.n_embd, T, S) else max(self.N + self.R, self.E)
+
     def _over_heads(self, q_BHTD, rows_B1SW, scoring):
         """Weighted values, the keys and values of every head formed from the latents."""
         B, _, S, _ = rows_B1SW.shape
@@ -117,7 +120,7 @@ class LatentAttention(ScoredAttention):
         shared_BSHR = shared_BSR.unsqueeze(2).expand(B, S, self.H, self.R)
         k_BHSD = torch.cat([k.view(B, S, self.H, self.N), shared_BSHR], dim=-1).transpose(1, 2)
         v_BHSE = v.view(B, S, self.H, self.E).transpose(1, 2)
-        return self.softmax.attend(q_BHTD, k_BHSD, v_BHSE, scoring)
+        return self._attend(q_BHTD, k_BHSD, v_BHSE, scoring)
 
     def _over_latents(self, q_BHTD, rows_B1SW, scoring):
         """The same over one key head: (q W_uk) c = q (W_uk c), and the sum of W_uv c is W_uv times the sum of c."""
@@ -125,8 +128,12 @@ class LatentAttention(ScoredAttention):
         nope_BHTN, rope_BHTR = q_BHTD.split([self.N, self.R], dim=-1)
         nope_BHTL = self._by_head(nope_BHTN, uk_NL.view(self.H, self.N, self.L))
         q_BHTW = torch.cat([nope_BHTL, rope_BHTR], dim=-1)
-        # The explicit form stacks the heads; a fused one would repeat the rows for each of them.
-        y_BHTL = Softmax.attend(self.softmax, q_BHTW, rows_B1SW, rows_B1SW[..., : self.L], scoring)
+        # The explicit form stacks the heads, and so do the kernels; torch's fused one would repeat the rows for each.
+        values_B1SL = rows_B1SW[..., : self.L]
+        if scoring.fused:
+            y_BHTL = self._attend(q_BHTW, rows_B1SW, values_B1SL, scoring)
+        else:
+            y_BHTL = Softmax.attend(self.softmax, q_BHTW, rows_B1SW, values_B1SL, scoring)
         return self._by_head(y_BHTL, uv_EL.view(self.H, self.E, self.L).transpose(1, 2))
 
     @staticmethod

@@ -5,6 +5,9 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from kernels.attention_reference import Weighting
+
+from .. import kernel_choice
 from ..config import Dims, knob
 from ..masking import CausalMask
 from ..ops import Graph
@@ -68,6 +71,7 @@ class ScoredAttention(Attention):
     def _build_rest(self, dims: Dims) -> None:
         """Everything after queries, keys and values; last, because initial weights are drawn in the order built."""
         self.softmax: Any = build(self.config.softmax, dims, self.H)
+        self.weighting: Weighting | str = self.softmax.weighting()
         self.points = Points(self.config.rounding, dims.rounding)
         self._build_projection(dims, dims.bias if self.config.bias_proj is None else self.config.bias_proj)
 
@@ -79,14 +83,53 @@ class ScoredAttention(Attention):
         B, _, T, _ = y_BHTE.shape
         return self.c_proj(y_BHTE.transpose(1, 2).reshape(B, T, self.H * self.E))
 
+    def head_width(self, T: int, S: int) -> int:
+        """The wider of a key and a value head, as T queries and S keys are multiplied."""
+        raise NotImplementedError
+
+    def kernel_obstacle(self, dropout, T=1, S=1):
+        width = self.head_width(T, S)
+        if isinstance(self.weighting, str):
+            return self.weighting
+        if self._rounds:
+            return "no kernel rounds scores or weights"
+        if dropout:
+            return f"no kernel drops weights (dropout {dropout})"
+        if width > kernel_choice.WIDEST:
+            return f"no kernel has heads wider than {kernel_choice.WIDEST}, but these have {width}"
+        return None
+
+    @property
+    def _rounds(self) -> bool:
+        return "scores" in self.points or "weights" in self.points
+
     def _scoring(self, q_BHTD: torch.Tensor, S: int, scale: float, position: Position, start: int) -> Scoring:
-        """How the queries, the last T of S tokens, score those they see."""
-        T, points = q_BHTD.shape[2], self.points
+        """How the queries, the last T of S tokens, score those they see, and whether a kernel does it."""
+        T, dropout = q_BHTD.shape[2], self.dropout if self.training else 0.0
+        bias = slopes = None
+        fused = self._is_fused(q_BHTD, S, dropout)
+        if position.has_bias:
+            slopes = position.slopes(self.H) if fused else None
+            bias = position.bias(self.H, T, S, start, q_BHTD) if slopes is None else None
         return Scoring(
-            CausalMask(T, S, self.config.window), scale, self.dropout if self.training else 0.0, self.config.softcap,
-            position.bias(self.H, T, S, start, q_BHTD) if position.has_bias else None,
-            points if "scores" in points or "weights" in points else None,
+            CausalMask(T, S, self.config.window), scale, dropout, self.config.softcap, bias,
+            self.points if self._rounds else None, slopes, fused,
         )  # fmt: skip
+
+    def _is_fused(self, q_BHTD: torch.Tensor, S: int, dropout: float) -> bool:
+        device = q_BHTD.device
+        if self.kernel == "reference" or (self.kernel == "auto" and device.type != "cuda"):
+            return False  # what `choose` says, without its price in every step on a CPU
+        obstacle = self.kernel_obstacle(dropout, q_BHTD.shape[2], S)
+        return kernel_choice.choose(self.kernel, device, kernel_choice.working_type(q_BHTD), obstacle).path == "triton"
+
+    def _attend(self, q_BHTD, k_BKSD, v_BKSE, scoring: Scoring):
+        """Weighted values (B, H, T, E)."""
+        if scoring.fused:
+            assert isinstance(self.weighting, Weighting)
+            constants = self.softmax.head_constants(q_BHTD.device)
+            return kernel_choice.attend(self.weighting, constants, q_BHTD, k_BKSD, v_BKSE, scoring)
+        return self.softmax.attend(q_BHTD, k_BKSD, v_BKSE, scoring)
 
     def _output(self, y_BHTE):
         """Weighted values -> what the residual stream gets."""

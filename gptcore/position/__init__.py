@@ -55,6 +55,10 @@ class Position(nn.Module):
         """
         return None
 
+    def slopes(self, heads: int) -> Tensor | None:
+        """m of every head where the bias is m (j - i) for the query at i and the key at j; None where it is not."""
+        return None
+
     @staticmethod
     def check_heads(config: KindConfig, heads: Heads) -> Iterator[Problem]:
         """Problems with the heads of a layer."""

@@ -24,6 +24,9 @@ class ALiBi(Position):
         for count in {h.count for h in heads if h}:
             self.register_buffer(f"slopes_{count}", torch.tensor(slopes(count)), persistent=False)
 
+    def slopes(self, heads):
+        return getattr(self, f"slopes_{heads}")
+
     def bias(self, heads, T, S, start, like):
         wide = wide_type(like.dtype)  # half precision cannot count the positions of a long context
         slopes_H11 = getattr(self, f"slopes_{heads}").to(wide).view(-1, 1, 1)

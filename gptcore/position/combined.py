@@ -29,6 +29,9 @@ class AtLayer:
     def bias(self, heads, T, S, start, like):
         return self.scores.bias(heads, T, S, start, like)
 
+    def slopes(self, heads):
+        return self.scores.slopes(heads)
+
 
 @contextmanager
 def _part(config: Any, g: Graph, place: Place) -> Iterator[Any]:
@@ -80,6 +83,9 @@ class CombinedPosition(Position):
 
     def bias(self, heads, T, S, start, like):
         return self.parts["bias"].bias(heads, T, S, start, like)
+
+    def slopes(self, heads):
+        return self.parts["bias"].slopes(heads)
 
     @staticmethod
     def check_heads(config, heads):

@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.attention_reference import Weighting
+from kernels.elementwise import elementwise_attention
+
 from ..config import Dims, knob
 from ..masking import CausalMask
 from ..ops import Graph
@@ -34,6 +37,8 @@ class Scoring:
     softcap: float | None = None
     bias_HTS: Tensor | None = None
     points: Points | None = None
+    slopes_H: Tensor | None = None  # in place of a bias -slope times the distance, where `fused`
+    fused: bool = False  # whether the Triton kernels compute it
 
     @property
     def is_plain(self) -> bool:
@@ -64,6 +69,14 @@ class Softmax(nn.Module):
     def weights(self, scores_BHTS: Tensor, live_TS: Tensor) -> Tensor:
         """Weights of the shape of the scores, exactly zero where `live_TS` is False."""
         raise NotImplementedError
+
+    def weighting(self) -> Weighting | str:
+        """What the attention kernels compute these very weights by, or why they cannot."""
+        return f"no kernel weighs like {self.config.kind}"
+
+    def head_constants(self, device: torch.device) -> dict[str, Any]:
+        """Constants of that weighting, one a head, by the names that the kernels have for them."""
+        return {}
 
     def attend(self, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSE: Tensor, scoring: Scoring) -> Tensor:
         """Weighted values (B, H, T, E). Query heads that share a key head are stacked into one product."""
@@ -110,14 +123,27 @@ def live_count(live: Tensor, scores: Tensor) -> Tensor:
     return seen.clamp_min(1).to(scores.dtype)
 
 
+class Standalone(Softmax):
+    """Base of the kinds without any row statistic. Those that the kernels' family knows run in closed form."""
+
+    def attend(self, q_BHTD, k_BKSD, v_BKSE, scoring) -> Tensor:
+        weighting = self.weighting()
+        if isinstance(weighting, str) or scoring.dropout > 0 or not scoring.is_plain:
+            return super().attend(q_BHTD, k_BKSD, v_BKSE, scoring)
+        return elementwise_attention(
+            q_BHTD, k_BKSD, v_BKSE, weighting, scoring.scale, window=scoring.mask.window, bias_HTS=scoring.bias_HTS,
+            **self.head_constants(q_BHTD.device),
+        )  # fmt: skip
+
+
 class ElementwiseConfig(KindConfig):
     """Knobs of every kind whose weights stand alone; each adds its own `divisor`."""
 
     div_by_seq_len: bool = knob(True, "also divide by the number of keys that the query sees (arXiv 2309.08586)")
 
 
-class Elementwise(Softmax):
-    """Base of the kinds without any row statistic: weight = curve(score) / divisor, and by the keys in sight if asked.
+class Elementwise(Standalone):
+    """Base of the curves: weight = curve(score) / divisor, and by the keys in sight if asked.
 
     The defaults of a kind make curve(0) / divisor about 1: scores of a fresh model are near 0 (0.02 normal weights
     behind a norm), so rows start with a sum of about 1, as those of softmax do.
@@ -131,6 +157,10 @@ class Elementwise(Softmax):
         scores = wide(scores_BHTS).masked_fill(~live_TS, 0.0)
         share = live_TS.to(scores.dtype) / self.config.divisor
         return self.curve(scores) * (share / live_count(live_TS, scores) if self.config.div_by_seq_len else share)
+
+    def standalone(self, kind: str, **settings: Any) -> Weighting:
+        """The weighting of a curve that the kernels know."""
+        return Weighting(kind, divisor=self.config.divisor, by_keys=self.config.div_by_seq_len, **settings)
 
     @staticmethod
     def per_element(config: KindConfig) -> Mapping[str, int]:
@@ -164,8 +194,16 @@ class Normalised(Softmax):
 
     def __init__(self, config, dims, heads):
         super().__init__(config, dims, heads)
+        self.heads = heads
         if config.lobo == "learned":
             self.lobo = nn.Parameter(torch.full((heads if config.lobo_per == "head" else 1,), config.lobo_init))
+
+    def head_constants(self, device):
+        if self.config.lobo == "none":
+            return {}
+        fixed = self.config.lobo == "fixed"
+        b = torch.full((1,), self.config.lobo_init, dtype=torch.float64, device=device) if fixed else self.lobo
+        return {"lobo_H": b.expand(self.heads)}
 
     def log_extra(self, scores: Tensor) -> Tensor | None:
         """b by head (H or 1, 1, 1); None without the extra term."""

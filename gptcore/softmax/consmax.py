@@ -6,12 +6,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kernels.consmax import consmax_attention
+from kernels.attention_reference import Weighting
 
 from ..config import knob
 from ..precision import wide
 from ..registry import KindConfig, register
-from . import Softmax
+from . import Standalone
 
 
 class ConstantsConfig(KindConfig):
@@ -27,7 +27,7 @@ class ConstantsConfig(KindConfig):
     )
 
 
-class Constants(Softmax):
+class Constants(Standalone):
     """Base of the kinds base^min(s - beta, clamp) / gamma."""
 
     as_output = True
@@ -42,6 +42,14 @@ class Constants(Softmax):
         """beta and gamma, one a head or one for all."""
         raise NotImplementedError
 
+    def weighting(self):
+        """The Triton kernels take the logarithm of gamma: a negative one, which plain torch would bear, gives NaN."""
+        return Weighting("consmax", base=self.base, clamp=self.clamp)
+
+    def head_constants(self, device):
+        beta, gamma = (c.expand(self.heads) for c in self.constants())
+        return {"beta_H": beta, "gamma_H": gamma}
+
     def weights(self, scores_BHTS, live_TS):
         beta, gamma = (c.view(-1, 1, 1) for c in self.constants())
         # A masked score is cleared first: whatever it was, neither value nor gradient can overflow.
@@ -49,15 +57,6 @@ class Constants(Softmax):
         if self.clamp is not None:
             exponent = exponent.clamp(max=self.clamp)
         return (torch.exp2(exponent * math.log2(self.base)) / gamma).masked_fill(~live_TS, 0.0)
-
-    def attend(self, q_BHTD, k_BKSD, v_BKSE, scoring) -> Tensor:
-        # The closed-form gradients know neither dropped weights nor a bias.
-        if scoring.dropout > 0 or scoring.bias_HTS is not None or not scoring.is_plain:
-            return super().attend(q_BHTD, k_BKSD, v_BKSE, scoring)
-        mask, scale = scoring.mask, scoring.scale
-        live = None if mask.is_triangle else mask.live_TS(q_BHTD.device)
-        beta, gamma = (c.expand(self.heads) for c in self.constants())
-        return consmax_attention(q_BHTD, k_BKSD, v_BKSE, beta, gamma, live, scale, self.base, self.clamp)
 
 
 @register("softmax", "consmax")

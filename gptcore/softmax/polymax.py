@@ -4,6 +4,8 @@ from ..config import knob
 from ..registry import register
 from . import Elementwise, ElementwiseConfig
 
+POWERS = (1, 2, 3, 4)  # of the kernels
+
 
 class PolynomialConfig(ElementwiseConfig):
     """Knobs shared by the two-piece kinds. At y_intercept = divisor a score of 0 weighs 1 (over the keys in sight)."""
@@ -34,6 +36,14 @@ class Polymax(Elementwise):
         c = self.config
         line = (scores.clamp(c.x_intercept, 0.0) - c.x_intercept) * (c.y_intercept / -c.x_intercept)
         return line + scores.clamp(min=0.0).pow(c.power)
+
+    def weighting(self):
+        c = self.config
+        if c.power not in POWERS:
+            return f"no kernel raises scores to the power {c.power}"
+        return self.standalone(
+            "polymax", power=int(c.power), x_intercept=c.x_intercept, y_intercept=c.y_intercept
+        )  # fmt: skip
 
     @staticmethod
     def per_element(config):

@@ -21,6 +21,9 @@ class ReLU2Max(Elementwise):
     def curve(self, scores):
         return F.relu(scores + self.config.shift).square()
 
+    def weighting(self):
+        return self.standalone("relu2", shift=self.config.shift)
+
     @staticmethod
     def per_element(config):
         return {"max": 1, "mul": 1, "add": 1} if config.shift else {"max": 1, "mul": 1}

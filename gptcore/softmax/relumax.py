@@ -22,6 +22,9 @@ class ReLUMax(Elementwise):
     def curve(self, scores):
         return F.relu(scores + self.config.shift)
 
+    def weighting(self):
+        return self.standalone("relu", shift=self.config.shift)
+
     @staticmethod
     def per_element(config):
         return {"max": 1, "add": 1} if config.shift else {"max": 1}

@@ -1,7 +1,7 @@
 """ConSmax (arXiv 2402.10930) with an exponent that saturates before the exponential overflows a narrow type."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..config import knob
 from ..registry import register
@@ -37,14 +37,14 @@ class SaturatingConSmax(Constants):
     def constants(self):
         return self.beta, self.gamma
 
+    def weighting(self):
+        if self.config.div_by_seq_len:
+            return "no kernel divides exponentials by the number of keys"
+        return super().weighting()
+
     def weights(self, scores_BHTS, live_TS):
         weights = super().weights(scores_BHTS, live_TS)
         return weights / live_count(live_TS, weights) if self.config.div_by_seq_len else weights
-
-    def attend(self, q_BHTD, k_BKSD, v_BKSE, scoring) -> Tensor:
-        if not self.config.div_by_seq_len:
-            return super().attend(q_BHTD, k_BKSD, v_BKSE, scoring)
-        return super(Constants, self).attend(q_BHTD, k_BKSD, v_BKSE, scoring)  # scores and weights one by one
 
     @staticmethod
     def declare(config, g, scores, heads):

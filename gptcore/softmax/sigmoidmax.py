@@ -4,14 +4,16 @@ from typing import Literal
 
 import torch
 
+from kernels.attention_reference import Weighting
+
 from ..config import knob
 from ..precision import wide
 from ..registry import KindConfig, register
-from . import Softmax, live_count
+from . import Standalone, live_count
 
 
 @register("softmax", "sigmoidmax")
-class SigmoidMax(Softmax):
+class SigmoidMax(Standalone):
     """1 / (1 + e^-(s + bias)) / divisor.
 
     The bias -ln(keys), keys those that the query sees, makes rows of a fresh model sum to about n / (n + 1): the bias
@@ -24,6 +26,10 @@ class SigmoidMax(Softmax):
         bias: Literal["log_keys", "none"] = knob("log_keys", "-ln(keys in sight), or none", flat=("sigmoidmax_bias",))
         divisor: float = knob(1.0, "divides every weight", flat=("sigmoidmax_divisor",), gt=0)
         div_by_seq_len: bool = knob(False, "also divide by the number of keys that the query sees")
+
+    def weighting(self):
+        c = self.config
+        return Weighting("sigmoid", divisor=c.divisor, by_keys=c.div_by_seq_len, log_keys=c.bias == "log_keys")
 
     def weights(self, scores_BHTS, live_TS):
         scores = wide(scores_BHTS).masked_fill(~live_TS, 0.0)

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from kernels.attention_reference import Weighting
+
 from ..config import knob
 from ..precision import wide
 from ..registry import register
@@ -32,6 +34,11 @@ class Softermax(Normalised):
         if b is not None:
             total = total + b.clamp(max=HIGHEST * math.log(2)).exp()
         return e / total.clamp_min(2**-HIGHEST)
+
+    def weighting(self):
+        if not self.config.use_xmax:
+            return "no kernel bounds the scores of softermax in place of their maximum"
+        return Weighting(base=2.0)
 
     def attend(self, q_BHTD, k_BKSD, v_BKSE, scoring) -> Tensor:
         if not scoring.is_plain or self.config.lobo != "none" or not self.config.use_xmax:

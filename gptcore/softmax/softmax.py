@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from kernels.attention_reference import Weighting
+
 from ..registry import register
 from . import Normalised, NormalisedConfig, fused_attention
 
@@ -15,6 +17,9 @@ class ExactSoftmax(Normalised):
 
     def weights(self, scores_BHTS, live_TS):
         return self.normalise(scores_BHTS, live_TS)
+
+    def weighting(self):
+        return Weighting()
 
     def attend(self, q_BHTD, k_BKSD, v_BKSE, scoring) -> Tensor:
         if not scoring.is_plain or self.config.lobo != "none":

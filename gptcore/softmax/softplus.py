@@ -21,6 +21,9 @@ class Softplus(Elementwise):
     def curve(self, scores):
         return F.softplus(scores)
 
+    def weighting(self):
+        return self.standalone("softplus")
+
     @staticmethod
     def per_element(config):
         # max(s, 0) + ln(1 + e^-|s|), which cannot overflow

@@ -9,6 +9,8 @@ import math
 import torch
 from torch import nn
 
+from kernels.attention_reference import Weighting
+
 from ..config import knob
 from ..precision import wide
 from ..registry import KindConfig, Problem, register
@@ -69,11 +71,30 @@ class Strongermax(Softmax):
 
     def __init__(self, config, dims, heads):
         super().__init__(config, dims, heads)
+        self.heads = heads
         if config.use_learned_temperature_factor:
             self.temperature_factor = nn.Parameter(torch.full((1,), config.temperature_factor))
         if config.learns_obo:
             size = heads if config.use_learned_obo_per_head else 1
             self.obo = nn.Parameter(torch.full((size,), config.obo))
+
+    def weighting(self):
+        c = self.config
+        changed = [
+            name
+            for name in ("xmax_guess", "clamping", "div_by_seq_len", "use_learned_temperature_factor", "learns_obo")
+            if getattr(c, name) not in (None, False)
+        ]
+        changed += [name for name in ("use_xmax", "div_by_sum_of_terms") if not getattr(c, name)]
+        changed += ["divisor"] if c.divisor != 1 else []
+        if changed:
+            return f"no kernel weighs like {c.kind} with {', '.join(changed)}"
+        return Weighting(base=c.strength ** (1 / c.temperature_factor))
+
+    def head_constants(self, device):
+        if not self.config.obo:
+            return {}
+        return {"lobo_H": torch.full((self.heads,), math.log(self.config.obo), dtype=torch.float64, device=device)}
 
     def weights(self, scores_BHTS, live_TS):
         c = self.config

@@ -22,9 +22,16 @@ from gptcore.yamlfile import dump, parse
 KINDS = [pytest.param(config_for(*pair), id="-".join(pair)) for pair in kind_ids()]
 RANDOM = [pytest.param(model, id=f"random{i}") for i, model in enumerate(random_models(100, seed=20240229))]
 each = pytest.mark.parametrize("config", KINDS + RANDOM)
-# Tracing takes a second or two a model; most random ones are left to `make check-all`.
-SELDOM = [pytest.param(*p.values, id=p.id, marks=pytest.mark.slow) for p in RANDOM[30:]]
-traced_each = pytest.mark.parametrize("config", KINDS + RANDOM[:30] + SELDOM)
+# Tracing takes a second or two a layer; most random models are left to `make check-all`, and what stands in every layer
+# alike is traced in one.
+SELDOM = [pytest.param(*p.values, id=p.id, marks=pytest.mark.slow) for p in RANDOM[6:]]
+ALIKE = ("activation", "norm", "softmax", "linear", "mlp")
+SHALLOW = [
+    pytest.param(model.model_copy(update={"n_layer": 1}) if p.id.startswith(ALIKE) else model, id=p.id)
+    for p in KINDS
+    for (model,) in [p.values]
+]
+traced_each = pytest.mark.parametrize("config", SHALLOW + RANDOM[:6] + SELDOM)
 EPS64 = torch.finfo(torch.float64).eps
 
 

@@ -3,14 +3,14 @@
 import os
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton")
 
-INTERPRETED = Path(__file__).with_name("interpreted_attention.py")
+INTERPRETED = [Path(__file__).with_name(f"interpreted_{name}.py") for name in ("attention", "types", "faults")]
 ROOT = Path(__file__).parents[2]
 
 
@@ -23,7 +23,7 @@ def run(*arguments):
 
 
 def interpreted(marks):
-    out = run("-m", "pytest", "-p", "no:cacheprovider", "-m", marks, INTERPRETED)
+    out = run("-m", "pytest", "-p", "no:cacheprovider", "-m", marks, *INTERPRETED)
     assert " passed" in out and "skipped" not in out
 
 
@@ -38,13 +38,27 @@ def test_interpreted_grid():
 
 def test_what_compiles_keeps_its_budget():
     """The rows of the headline: forward at width 128."""
-    out = run("-m", "kernels.aot", "check", "sm_90 forward softmax D128", "sm_90 forward consmax D128")
+    out = run("-m", "kernels.aot", "check", "sm_90 forward (softmax|consmax) D128 bf16$")
     assert "2 points hold, 0 do not" in out
 
 
 @pytest.mark.slow
 def test_every_row_compiles_within_its_budget():
     run("-m", "kernels.aot", "check")
+
+
+def test_what_is_kept_is_of_every_row_and_within_its_budget():
+    from kernels import aot
+
+    golden = aot.read_golden()
+    if not golden:
+        pytest.skip("no golden file for this Triton")
+    assert {point.name for point in aot.points()} == set(golden)
+    names = [field.name for field in fields(aot.Figures)]
+    for point in aot.points():
+        kept = golden[point.name]
+        assert kept | asdict(point.launch) == kept, f"{point.name} was kept with other tiles"
+        assert aot.broken(point, aot.Figures(**{name: kept[name] for name in names})) == [], point.name
 
 
 def test_the_gate_goes_red():
@@ -67,7 +81,23 @@ def test_the_gate_goes_red():
     }
     for rule, figures in faults.items():
         assert rule in aot.broken(point, figures)
+    clamped = replace(point, flag="clamp")
+    assert "at most 304 instructions" in aot.broken(clamped, replace(good, loop=loop | {"all": 305}))
+    wide = replace(point, op="d_keys", D=256, dtype="fp32")
+    assert "spills" in aot.broken(wide, replace(good, stack_bytes=1025))
+    assert "spills" not in aot.broken(wide, replace(good, stack_bytes=1024))
     kept = {point.name: asdict(point.launch) | asdict(good)}
     assert aot.changed(point, good, kept) == []
     assert aot.changed(point, replace(good, registers=250), kept) == ["registers was 237, is 250"]
     assert aot.changed(point, good, {"another point": {}}) == ["not in the golden file"]
+
+
+@pytest.mark.parametrize(
+    "heads, S, multiprocessors, splits",
+    [(8, 8192, 132, 32), (8, 32768, 132, 33), (64, 32768, 132, 5), (512, 32768, 132, 1), (1, 100, 132, 1)],
+)
+def test_a_decode_fills_the_device_with_parts_worth_their_launch(heads, S, multiprocessors, splits):
+    from kernels.attention import default_splits
+
+    assert default_splits(heads, S, multiprocessors) == splits
+    assert splits == 1 or S / splits >= 256 and heads * splits < 2 * multiprocessors + heads

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from kernels import attention_reference as reference
 from kernels.attention_reference import Weighting
-from kernels.consmax import consmax_attention_naive
+from kernels.elementwise import elementwise_attention
 
 CURVES = [
     Weighting("sigmoid", log_keys=True), Weighting("relu", shift=0.4, by_keys=True), Weighting("relu2", shift=0.4),
@@ -57,12 +57,24 @@ def test_lobo_is_one_more_key_of_value_zero():
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_slopes_are_a_bias_by_distance(causal):
+    """Query t of T is token t + S - T: it loses `slope` for every token that a key lies back."""
+    q, k, v, _, _ = inputs(T=5, S=7)
+    slopes = [0.5, 0.25, 2.0, 0.0]
+    bias = [[[-slope * (t + 2 - s) for s in range(7)] for t in range(5)] for slope in slopes]
+    want = reference.attention(q, k, v, Weighting(), 0.6, causal=causal, bias_HTS=torch.tensor(bias).double())
+    got = reference.attention(q, k, v, Weighting(), 0.6, causal=causal, slopes_H=torch.tensor(slopes).double())
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
+
+
 @pytest.mark.parametrize("clamp", [None, 0.3])
 def test_consmax_is_that_of_the_cpu_path(clamp):
     q, k, v, beta, _ = inputs()
     gamma = 1 + beta.detach().square()
-    want = consmax_attention_naive(q, k, v, beta, gamma, reference.live_TS(5, 7, True, None), 0.6, 2.0, clamp)
-    got = reference.attention(q, k, v, Weighting("consmax", 2.0, clamp), 0.6, beta_H=beta, gamma_H=gamma)
+    weighting, constants = Weighting("consmax", 2.0, clamp), {"beta_H": beta, "gamma_H": gamma}
+    want = elementwise_attention(q, k, v, weighting, 0.6, **constants)
+    got = reference.attention(q, k, v, weighting, 0.6, **constants)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
 
 
