@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .candidates import Recorder, Step
 from .checkpoint import load_model
 from .errors import CheckpointError, RunError, UserError
 from .model import GPT, Cache
@@ -25,6 +26,8 @@ from .tokenizer import Tokenizer, from_meta
 MAX_LOGITS = 2**28
 
 Stop = Callable[[list[int]], bool]
+# Sees each step: the prompts whose texts still grow, their new tokens, and the logits (N, V) these were drawn from.
+Watch = Callable[[Sequence[int], Sequence[int], Tensor, "Sampling"], None]
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ def generate(
     vocab_size: int | None = None,
     use_cache: bool = True,
     hop: int | None = None,
+    watch: Watch | None = None,
 ) -> list[list[int]]:
     """Up to `max_new_tokens` new tokens for each prompt, without the prompt; see `Sampling` for how they are drawn.
 
@@ -142,7 +146,7 @@ def generate(
 
     Prompt i draws from a random stream of its own that depends on (seed, i) alone: neither the other prompts nor the
     device change it, and a longer text begins with the shorter one. Only rounding in the model can make a difference.
-    Without a seed every call differs.
+    Without a seed every call differs. `watch` sees every step, also the token `eot`, and changes nothing.
 
     Errors: UserError for a sampling value out of range; ValueError for prompts that are empty or not of this
     vocabulary; RunError when the logits are not finite.
@@ -172,7 +176,8 @@ def generate(
             context = _Context(model, hop=hop, longest=longest, use_cache=use_cache)
             streams = [random.Random(f"{seed}/{i}") for i in group]
             new = [results[i] for i in group]
-            _run(context, rows, new, streams, sampling, steps=max_new_tokens, stop=stop, eot=eot, vocab_size=vocab_size)
+            _run(context, group, rows, new, streams, sampling, steps=max_new_tokens, stop=stop, eot=eot,
+                 vocab_size=vocab_size, watch=watch)  # fmt: skip
     finally:
         model.train(was_training)
     return results
@@ -180,15 +185,19 @@ def generate(
 
 @torch.inference_mode()
 def _run(
-    context: _Context, rows: list[list[int]], new: list[list[int]], streams: list[random.Random], sampling: Sampling,
-    *, steps: int, stop: Stop | None, eot: int | None, vocab_size: int | None,
+    context: _Context, group: list[int], rows: list[list[int]], new: list[list[int]], streams: list[random.Random],
+    sampling: Sampling, *, steps: int, stop: Stop | None, eot: int | None, vocab_size: int | None, watch: Watch | None,
 ) -> None:  # fmt: skip
     """Extends rows of equal length, and `new` likewise, where a row stops growing once it has ended."""
     live = set(range(len(rows)))
     for _ in range(steps):
-        ids = sampling.choose(context.logits_BV(rows)[:, :vocab_size], [stream.random() for stream in streams])
+        logits_BV = context.logits_BV(rows)[:, :vocab_size]
+        ids = sampling.choose(logits_BV, [stream.random() for stream in streams])
         if min(ids) < 0:
             raise RunError("the logits are not finite: the weights come from a diverged run, or overflow in this dtype")
+        if watch is not None:
+            at = sorted(live)
+            watch([group[i] for i in at], [ids[i] for i in at], logits_BV[at], sampling)
         for i, token in enumerate(ids):
             rows[i].append(token)  # ended rows too: all keep the same length
             if i in live and token != eot:
@@ -247,12 +256,38 @@ class StopStrings:
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Texts with their prompt, the number of tokens drawn for them, and the time that took."""
+class Sample:
+    """One continuation: `text` is the prompt and what follows, up to a stop string; `tokens` all that were drawn.
 
-    texts: list[str]
-    tokens: int
+    `ended` is "length", "eot", "stop" or "cancelled". `steps` belong to `tokens`, where they were recorded.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    ended: str
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Continuations of one prompt, and the time that they took together."""
+
+    prompt: str
+    samples: tuple[Sample, ...]
     elapsed_s: float
+
+    @property
+    def texts(self) -> list[str]:
+        return [sample.text for sample in self.samples]
+
+    @property
+    def tokens(self) -> int:
+        """How many were drawn."""
+        return sum(len(sample.tokens) for sample in self.samples)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.elapsed_s
 
 
 def continue_text(
@@ -263,29 +298,46 @@ def continue_text(
     num_samples: int = 1,
     max_new_tokens: int,
     stop: Sequence[str] = (),
+    candidates: int | None = None,
+    on_token: Callable[[int, int], object] | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
     **sampling: Any,
 ) -> Samples:
     """`num_samples` continuations of one prompt, each ended by a stop string (cut off) or the end-of-text token.
 
     An empty prompt means the end-of-text token, or a line feed where the vocabulary has no such token.
-    `sampling`: temperature, top_k, top_p, seed, use_cache, hop of `generate`. Errors: as there; UserError for a prompt
-    that the vocabulary does not cover; CheckpointError for a tokenizer with more tokens than the model.
+    `candidates=K` records every step with its K likeliest tokens. `on_token(sample, token)` is called as tokens are
+    drawn; all ends after the token at which `cancelled()` is true. `sampling`: temperature, top_k, top_p, seed,
+    use_cache, hop of `generate`. Errors: as there; UserError for a prompt that the vocabulary does not cover;
+    CheckpointError for a tokenizer with more tokens than the model.
     """
     if tokenizer.vocab_size > model.lm_head.out_features:
         raise CheckpointError(
             f"the tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} tokens but the model only "
             f"{model.lm_head.out_features}: they do not belong together"
         )
-    stops = StopStrings(tokenizer, stop)
-    prompt = [tokenizer.eot] if not start and tokenizer.eot is not None else tokenizer.encode(start or "\n")
+    stops, eot = StopStrings(tokenizer, stop), tokenizer.eot
+    prompt = [eot] if not start and eot is not None else tokenizer.encode(start or "\n")
+    seen = Recorder(num_samples, candidates, eot, on_token)
     began = time.perf_counter()
     found = generate(
-        model, [prompt] * num_samples, max_new_tokens=max_new_tokens, stop=stops, eot=tokenizer.eot,
-        vocab_size=tokenizer.vocab_size, **sampling,
+        model, [prompt] * num_samples, max_new_tokens=max_new_tokens, stop=lambda new: stops(new) or cancelled(),
+        eot=eot, vocab_size=tokenizer.vocab_size, watch=seen, **sampling,
     )  # fmt: skip
     elapsed_s = time.perf_counter() - began
-    texts = [start + stops.cut(tokenizer.decode(tokens)) for tokens in found]
-    return Samples(texts, sum(map(len, found)), elapsed_s)
+
+    def ended(i: int) -> str:
+        if i in seen.ended:
+            return "eot"
+        if stops(found[i]):
+            return "stop"
+        return "length" if len(found[i]) == max_new_tokens else "cancelled"
+
+    samples = (
+        Sample(start + stops.cut(tokenizer.decode(tokens)), tuple(tokens), ended(i), tuple(seen.steps[i]))
+        for i, tokens in enumerate(found)
+    )
+    return Samples(start, tuple(samples), elapsed_s)
 
 
 def sample_text(folder: str | Path, *, start: str = "\n", device: str = "auto", **options: Any) -> list[str]:

@@ -7,14 +7,11 @@ import torch
 
 from gptcore import cli
 from gptcore.checkpoint import save, write_json
-from gptcore.config import GPTConfig
 from gptcore.errors import CheckpointError, RunError, UserError
 from gptcore.model import GPT
 from gptcore.sample import Sampling, StopStrings, cache_obstacle, context_start, continue_text, generate, sample_text
-from gptcore.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
-
-BLOCK = 12
-CHARACTERS = "\n abcdefghijklmnopqrstuvwxyz"
+from gptcore.tokenizer import ByteTokenizer
+from tests.babbler import BLOCK, CHARACTERS, char_tokenizer, make_model, write_run
 
 VARIANTS = {
     "learned": {},
@@ -27,21 +24,6 @@ VARIANTS = {
     "softermax": {"attention": {"n_head": 4, "softmax": {"kind": "softermax"}}},
     "consmax_window": {"attention": {"n_head": 4, "window": 3, "softmax": {"kind": "consmax", "initial_gamma": 3.0}}},
 }
-
-
-def make_model(vocab_size: int = len(CHARACTERS), **changes) -> GPT:
-    """A random model in float64, so that ties cannot hide or fake a difference, with weights large enough to babble."""
-    values = {
-        "n_layer": 2, "n_embd": 32, "block_size": BLOCK, "vocab_size": vocab_size, "tie_embeddings": False,
-        "attention": {"n_head": 4},
-    } | changes  # fmt: skip
-    torch.manual_seed(3)
-    model = GPT(GPTConfig.model_validate(values)).double().eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(std=1.0 if "wte" in name or "position" in name else 0.3)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -274,10 +256,6 @@ def test_padded_vocabulary_is_never_drawn(model):
     assert {token for tokens in found for token in tokens} == set(range(5))
 
 
-def char_tokenizer() -> Tokenizer:
-    return CharTokenizer.from_text([CHARACTERS])
-
-
 def test_stop_strings_cut_the_text(model):
     free = continue_text(model, char_tokenizer(), "ab", num_samples=3, max_new_tokens=60, temperature=2.0, seed=1)
     stop = free.texts[0][20:23]
@@ -325,17 +303,6 @@ def test_tokenizer_of_another_model(model):
 
 
 # the command
-
-
-def write_run(folder, *, status: str = "finished", step: int = 5) -> None:
-    model = make_model().float()
-    payload = {
-        "model_config": model.config.model_dump(mode="json"), "model": model.state_dict(), "step": step,
-        "tokenizer": char_tokenizer().meta(),
-    }  # fmt: skip
-    folder.mkdir(parents=True)
-    save(folder, payload, best=True)
-    write_json(folder / "run.json", {"status": status, "vocab_size": len(CHARACTERS)})
 
 
 @pytest.fixture(scope="module")
