@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 
 import pytest
 
@@ -51,7 +52,44 @@ def test_every_run_is_listed(runs, capsys):
         described = json.loads((runs / "deep" / name / "run.json").read_text())
         assert float(by_name[name]["best_loss"]) == described["best_loss"]
         assert by_name[name]["identity"] == described["identity"]
+        assert int(by_name[name]["tokens"]) == described["tokens"] == 4 * 12 * 8
     assert int(by_name["b"]["parameters"]) == int(by_name["a"]["parameters"]) + 4  # beta and gamma of two heads
+
+
+def test_the_view_may_be_named(runs, capsys):
+    assert table(capsys, "ckpts", runs) == table(capsys, runs) == table(capsys, "--sort", "loss", runs)
+    (runs / "softmax").mkdir()
+    shutil.copytree(runs / "deep" / "a", runs / "softmax" / "a")
+    assert len(table(capsys, "ckpts", runs / "softmax")) == 1  # a folder that is called like a view
+
+
+def test_watch_follows_the_runs(tmp_path, monkeypatch, capsys):
+    """Says nothing where nothing has changed, reads again what has, and ends at Ctrl-C without a complaint."""
+    looks = []
+
+    def write(name, **content):
+        (tmp_path / name).mkdir(exist_ok=True)
+        write_json(tmp_path / name / "run.json", {"status": "finished", "tokens": 123_456, **content})
+
+    def sleep(seconds):
+        looks.append((seconds, capsys.readouterr().out))
+        if len(looks) == 2:
+            write("a", best_loss=1.25)
+        if len(looks) == 4:
+            write("b", best_loss=0.5)
+        if len(looks) == 5:
+            write("a", best_loss=0.125)
+        if len(looks) == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("gptcore.commands.inspect.time.sleep", sleep)
+    assert main(["inspect", str(tmp_path), "--watch", "0.5", "--csv", str(tmp_path / "table.csv")]) == 0
+    assert [seconds for seconds, _ in looks] == [0.5] * 6
+    first, second, third, fourth, fifth, sixth = (text for _, text in looks)
+    assert "no runs below" in first and second == "" and "1.2500" in third and fourth == ""
+    assert "123.5 k" in third and "0.5000" in fifth and "0.1250" in sixth and "1.2500" not in sixth
+    with open(tmp_path / "table.csv", newline="") as file:
+        assert [r["best_loss"] for r in csv.DictReader(file)] == ["0.125", "0.5"]
 
 
 def test_sorting(runs, capsys):

@@ -1,8 +1,9 @@
 """Tables of runs: what is below a folder, how far it came, and in what the runs differ."""
 
+import contextlib
 import fcntl
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from ..errors import CheckpointError, UserError
 FILES_OF_A_RUN = ("run.json", "config.yaml", "last.pt")
 _NUMBER, _COUNT = (int, float, type(None)), (int, type(None))
 _TYPES: dict[str, Any] = {
-    "status": str, "best_loss": _NUMBER, "best_step": _COUNT, "step": _COUNT, "parameters": _COUNT,
+    "status": str, "best_loss": _NUMBER, "best_step": _COUNT, "step": _COUNT, "parameters": _COUNT, "tokens": _COUNT,
     "identity": (str, type(None)), "reason": (str, type(None)),
 }  # fmt: skip
 IGNORED = ("train.out_dir", "train.init_from")
+Stamp = tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -29,20 +31,42 @@ class RunRow:
     best_step: int | None = None
     step: int | None = None
     parameters: int | None = None
+    tokens: int | None = None
     identity: str = ""
     note: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    stamp: Stamp = ()
 
 
-def find_runs(root: Path) -> list[RunRow]:
-    """Every run in `root` or below it. UserError when there is no such folder."""
+def find_runs(root: Path, known: Mapping[Path, RunRow] | None = None) -> list[RunRow]:
+    """Every run in `root` or below it. Ended runs that are `known` and whose files have not changed are not read again.
+
+    UserError when there is no such folder.
+    """
     if not root.is_dir():
         raise UserError(f"no folder {root}; runs are made by `gptcore train`")
     folders = {path.parent for name in FILES_OF_A_RUN for path in root.rglob(name)}
-    return [_read(folder) for folder in sorted(folders)]
+    return [_read(folder, (known or {}).get(folder)) for folder in sorted(folders)]
 
 
-def _read(folder: Path) -> RunRow:
+def _stamp(folder: Path) -> Stamp:
+    """Changes with the files that a row is read from."""
+    found = []
+    for name in ("run.json", "config.yaml"):
+        with contextlib.suppress(OSError):
+            state = (folder / name).stat()
+            found.append((name, state.st_mtime_ns, state.st_size))
+    return tuple(found)
+
+
+def _read(folder: Path, known: RunRow | None) -> RunRow:
+    stamp = _stamp(folder)
+    if known is not None and known.stamp == stamp and known.status not in ("running", "killed"):  # a lock tells these
+        return known
+    return replace(_read_anew(folder), stamp=stamp)
+
+
+def _read_anew(folder: Path) -> RunRow:
     try:
         content = read_run(folder)
     except CheckpointError as error:
@@ -59,7 +83,7 @@ def _read(folder: Path) -> RunRow:
         settings, note = {}, note or f"config.yaml: {error}"
     return RunRow(
         folder, status, content.get("best_loss"), content.get("best_step"), content.get("step"),
-        content.get("parameters"), content.get("identity") or "", note,
+        content.get("parameters"), content.get("tokens"), content.get("identity") or "", note,
         {key: value for key, value in settings.items() if key not in IGNORED},
     )  # fmt: skip
 
