@@ -3,13 +3,18 @@
     python -m kernels.aot write [PATTERN ...]   # compile points whose name has a PATTERN (none: all), keep the figures
     python -m kernels.aot check [PATTERN ...]   # compile them, hold them against the budgets and what was kept
 
+Beside the figures of all points stands a digest of the code that they are figures of, so that a test that compiles
+nothing can tell whether they are those of this code.
+
 A figure is what cuobjdump and nvdisasm of the Triton wheel say: registers, stack, shared memory, and how often each
 instruction stands in the hot loop, the loop of tiles without masked keys. Signatures carry the facts that the
 launcher's specialisation finds on real inputs: pointers and strides are multiples of 16. Times are not covered, nor is
 whether ptxas compiled correctly: both need a GPU. Must not run with TRITON_INTERPRET set.
 """
 
+import ast
 import collections
+import hashlib
 import itertools
 import json
 import re
@@ -24,12 +29,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from . import attention_backward, attention_decode, attention_forward
+from . import attention_backward, attention_decode, attention_forward, attention_tiles
 from .attention_reference import KINDS
 from .launch_table import OPS, OWN_ROWS, ROWS, WIDE_ROWS, Launch, table_row
 
 SHARED_BYTES = {90: 232_448, 80: 166_912}  # of one block
 GOLDEN = Path(__file__).parent / "golden" / f"triton-{triton.__version__}.json"
+DIGEST = GOLDEN.with_suffix(".sha256")
 KERNELS: dict[str, Any] = {
     "forward": attention_forward.forward, "d_queries": attention_backward.d_queries,
     "d_keys": attention_backward.d_keys, "decode": attention_decode.decode,
@@ -241,6 +247,20 @@ def read_golden() -> dict[str, dict]:
     return json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
 
 
+def code_digest() -> str:
+    """SHA-256 of what the kernels are compiled from, without comments, docstrings and layout."""
+    text = ""
+    for module in (attention_tiles, attention_forward, attention_backward, attention_decode):
+        tree = ast.parse(Path(str(module.__file__)).read_text())
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+                if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+                    del body[0]
+        text += ast.dump(tree)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def main(mode: str, patterns: list[str]) -> int:
     golden, failures, count = read_golden(), 0, 0
     for point in points():
@@ -254,6 +274,8 @@ def main(mode: str, patterns: list[str]) -> int:
             golden[point.name] = asdict(point.launch) | asdict(figures)
             GOLDEN.parent.mkdir(exist_ok=True)
             GOLDEN.write_text(_text(golden))
+    if mode == "write" and not patterns:
+        DIGEST.write_text(code_digest() + "\n")
     print(f"{count - failures} points hold, {failures} do not")
     return int(failures > 0 or count == 0)
 

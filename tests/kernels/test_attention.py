@@ -61,6 +61,24 @@ def test_what_is_kept_is_of_every_row_and_within_its_budget():
         assert aot.broken(point, aot.Figures(**{name: kept[name] for name in names})) == [], point.name
 
 
+def test_what_is_kept_is_of_this_code(monkeypatch, tmp_path):
+    """All points take too long to compile each time; that they were compiled from this very code takes none."""
+    from kernels import aot
+
+    if not aot.DIGEST.exists():
+        pytest.skip("no golden file for this Triton")
+    now = aot.code_digest()
+    assert aot.DIGEST.read_text().strip() == now, "the kernels have changed: python -m kernels.aot write"
+    forward = Path(aot.attention_forward.__file__).read_text()
+    for name, text in (
+        ("same", forward + "# a comment\n"),
+        ("other", forward.replace("l = l * shrink", "l = shrink * l")),
+    ):
+        (tmp_path / name).write_text(text)
+        monkeypatch.setattr(aot.attention_forward, "__file__", str(tmp_path / name))
+        assert (aot.code_digest() == now) == (name == "same")
+
+
 def test_the_gate_goes_red():
     from kernels import aot
 
