@@ -14,7 +14,7 @@ help:  ## this list
 setup: .venv/installed  ## virtual environment with everything a CPU user can use
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,hf,search,evolve,ray,slurm,synth,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,hf,search,evolve,ray,slurm,synth,sentencepiece,dev]'
 	@touch $@
 
 train: setup  ## train CONFIG, sample, write the cost report

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Make data/NAME from data/template, ready for `gptcore data prepare NAME`.
 #   data/create_new_dataset.sh NAME [TEXT_FILE [TOKENIZER]]
-# TOKENIZER: char (default), byte, tiktoken:ENCODING or custom:VOCABULARY_FILE, whose file is copied as vocab.txt.
+# TOKENIZER: char (default), byte, tiktoken:ENCODING, sentencepiece:SIZE[:unigram] or custom:VOCABULARY_FILE, whose file
+# is copied as vocab.txt.
 set -eu
 
 fail() {
@@ -27,11 +28,14 @@ case $TOKENIZER in
     char | byte) ;;
     tiktoken:*[!a-z0-9_]* | tiktoken:) fail "'$TOKENIZER' names no tiktoken encoding; for example tiktoken:gpt2." ;;
     tiktoken:*) ;;
+    sentencepiece:*[!a-z0-9:]* | sentencepiece:[!1-9]* | sentencepiece:)
+        fail "'$TOKENIZER' names no size; for example sentencepiece:8000." ;;
+    sentencepiece:*) ;;
     custom:*)
         VOCABULARY=${TOKENIZER#custom:}
         [ -f "$VOCABULARY" ] || fail "there is no vocabulary file '$VOCABULARY'."
         TOKENIZER=custom:vocab.txt ;;
-    *) fail "unknown tokenizer '$TOKENIZER'; possible: char, byte, tiktoken:ENCODING, custom:VOCABULARY_FILE." ;;
+    *) fail "unknown tokenizer '$TOKENIZER'; possible: char, byte, tiktoken:ENCODING, sentencepiece:SIZE, custom:VOCABULARY_FILE." ;;
 esac
 
 # Filled under another name and renamed, so that a half-made folder never bears the name.

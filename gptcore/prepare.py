@@ -1,14 +1,12 @@
-"""Writing prepared data sets: any UTF-8 text files to train.bin, val.bin and meta.pkl.
+"""Writing prepared data sets: text, or the documents of CSV, JSONL and Parquet, to train.bin, val.bin and meta.pkl.
 
-The text is read twice, in pieces: once to count, to hash and to collect the characters, once to encode. Memory does not
-grow with the text, except with tiktoken and a text that has no line ends.
+The text is read in pieces: once to count and to hash, once more where the tokenizer learns from it, once to encode, on
+all cores. Memory does not grow with the text, except with tiktoken and a text without blanks and line ends.
 """
 
-import codecs
 import contextlib
 import fcntl
 import hashlib
-import io
 import itertools
 import os
 import pickle
@@ -24,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from . import tokenizer
+from .data_encoding import encoded, workers
 from .data_files import (
     DTYPES,
     META,
@@ -35,17 +34,21 @@ from .data_files import (
     read_meta,
     recorded,
 )
+from .data_sources import READ_BYTES, Source, opened
 from .errors import DataError, UserError
-from .files import write_synced
+from .files import write_atomically, write_synced
 
-READ_BYTES = 2**20
+MODEL = "sentencepiece.model"  # a copy of what meta.pkl holds, for other programs
 MIN_SPLIT_TOKENS = 2  # one input and its target
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` found or wrote. `written` is False where the folder was already up to date."""
+    """What `prepare` found or wrote. `written` is False where the folder was already up to date.
+
+    `documents` counts those that have text, `empty` those without; None and 0 for plain text.
+    """
 
     folder: Path
     tokenizer: str
@@ -53,16 +56,19 @@ class Prepared:
     train_tokens: int
     val_tokens: int
     written: bool
+    documents: int | None = None
+    empty: int = 0
 
 
 @dataclass(frozen=True)
-class _Source:
-    """A text as it was read the first time: byte and character counts, SHA-256 of the concatenated files."""
+class _Survey:
+    """A text as it was read the first time: SHA-256 and bytes of its files, characters and documents."""
 
-    paths: tuple[Path, ...]
     sha256: str
     size_bytes: int
     characters: int
+    documents: int
+    empty: int
 
 
 def prepare(
@@ -71,13 +77,19 @@ def prepare(
     tokenizer_spec: str,
     *,
     val_fraction: float = 0.1,
+    fields: Sequence[str] = (),
     force: bool = False,
 ) -> Prepared:
     """Encode text files, concatenated in the given order, into the data folder `out_dir`.
 
+    `inputs` are files or http(s) URLs. With `fields` they are CSV, TSV, JSONL or Parquet, and every record is a
+    document: its fields joined by a line feed; it ends with the end-of-text token, or with a line feed where the
+    tokenizer has none.
+
     The first int((1 - val_fraction) * characters) characters become train.bin, the rest val.bin, each encoded by
-    itself, as in nanoGPT; "\\r\\n" reads as "\\n" and a byte order mark is dropped. Token ids are uint16, or uint32
-    where the vocabulary has more than 65536. meta.pkl holds the tokenizer, and the sizes and checksums of all files.
+    itself, as in nanoGPT; documents stay whole, and one that goes across belongs to val.bin with all that follow. Token
+    ids are uint16, or uint32 where the vocabulary has more than 65536. meta.pkl holds the tokenizer, and the sizes and
+    checksums of all files.
 
     The folder changes in one step at the very end: whatever fails or is killed before leaves it as it was. Where it is
     already up to date (same text, tokenizer and split; files complete) nothing is written unless `force`.
@@ -85,93 +97,105 @@ def prepare(
     Errors: UserError for a wrong argument; DataError for a missing, undecodable, empty or too short text, and where
     another preparation of the folder is running.
     """
-    paths = tuple(Path(p) for p in ([inputs] if isinstance(inputs, str | Path) else inputs))
     folder = Path(out_dir)
-    if not paths:
-        raise UserError("no input file given; name at least one text file.")
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction is {val_fraction}; it must lie between 0 and 1, for example 0.1.")
-    source, characters = _survey(paths)
-    tok = tokenizer.build(tokenizer_spec, characters)
-    wanted = tok.meta() | {
-        "format": "gptcore-data-1",
-        "dtype": "uint16" if tok.vocab_size <= 2**16 else "uint32",
-        "val_fraction": val_fraction,
-        "source": {
-            "files": [p.name for p in paths],
-            "sha256": source.sha256,
-            "bytes": source.size_bytes,
-            "characters": source.characters,
-        },
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            present = None if force else _up_to_date(folder, wanted)
-            meta = present or _write(folder, source, tok, wanted)
-    except OSError as error:
-        raise DataError(f"cannot write the data folder {folder}: {error}.\nWhat was there is unchanged.") from error
-    counts = {split: meta["files"][f"{split}.bin"]["tokens"] for split in SPLITS}
-    return Prepared(folder, tok.name, tok.vocab_size, counts["train"], counts["val"], written=present is None)
-
-
-def _survey(paths: tuple[Path, ...]) -> tuple[_Source, list[str]]:
-    """First pass over the text: counts, hash, and the set of characters."""
-    digest = hashlib.sha256()
-    found: set[str] = set()
-    characters = 0
-    for piece in _read(paths, digest):
-        found.update(piece)
-        characters += len(piece)
-    if characters == 0:
-        raise DataError(f"the text is empty: {', '.join(map(str, paths))}. Nothing was written.")
-    size = sum(path.stat().st_size for path in paths)
-    return _Source(paths, digest.hexdigest(), size, characters), sorted(found)
-
-
-def _read(paths: Iterable[Path], digest: Any) -> Iterator[str]:
-    """Pieces of the decoded text; `digest` is fed with the raw bytes."""
-    for path in paths:
-        decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        newlines = io.IncrementalNewlineDecoder(decoder, translate=True)
-        done = 0
+    with opened([inputs] if isinstance(inputs, str | Path) else inputs, fields) as source:
+        survey = _look_through(source)
+        described = _described(source, survey, val_fraction)
+        tok = None if force else _trained_before(folder, tokenizer_spec, described)
+        if tok is None:
+            train, val = _parts(source, survey, val_fraction)
+            tok = tokenizer.build(tokenizer_spec, _as_lines(source, train), _as_lines(source, val))
+        wanted = tok.meta() | described | {"dtype": "uint16" if tok.vocab_size <= 2**16 else "uint32"}
         try:
-            with open(path, "rb") as file:
-                while data := file.read(READ_BYTES):
-                    digest.update(data)
-                    done += len(data)
-                    if piece := newlines.decode(data):
-                        yield piece
-                if piece := newlines.decode(b"", final=True):
-                    yield piece
-        except UnicodeDecodeError as error:
-            at = done - len(error.object) + error.start
-            raise DataError(
-                f"{path} is not UTF-8 text: {error.reason} at byte {at} (0x{error.object[error.start]:02x}).\n"
-                f"Convert it first, for example: iconv -f LATIN1 -t UTF-8 {path.name}. Nothing was written."
-            ) from error
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(folder):
+                present = None if force else _up_to_date(folder, wanted)
+                before = _model_of(folder)
+                meta = present or _write(folder, source, survey, tok, wanted)
+                _copy_model(folder, before, meta.get("model"))
         except OSError as error:
-            raise DataError(f"cannot read the text {path}: {error.strerror}. Nothing was written.") from error
+            raise DataError(f"cannot write the data folder {folder}: {error}.\nWhat was there is unchanged.") from error
+    counts = {split: meta["files"][f"{split}.bin"]["tokens"] for split in SPLITS}
+    return Prepared(
+        folder, tok.name, tok.vocab_size, counts["train"], counts["val"], written=present is None,
+        documents=survey.documents if fields else None, empty=survey.empty,
+    )  # fmt: skip
 
 
-def _write(folder: Path, source: _Source, tok: tokenizer.Tokenizer, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Second pass: write the complete set into the staging folder, then swap it in. Returns its meta."""
+def _look_through(source: Source) -> _Survey:
+    """First pass over the text: counts and hash."""
+    digest = hashlib.sha256()
+    characters = documents = empty = 0
+    for text in source.texts(digest):
+        characters += len(text)
+        documents += 1
+        empty += not text
+    if characters == 0:
+        raise DataError(f"the text is empty: {', '.join(map(str, source.paths))}. Nothing was written.")
+    size = sum(path.stat().st_size for path in source.paths)
+    return _Survey(digest.hexdigest(), size, characters, documents - empty, empty if source.fields else 0)
+
+
+def _described(source: Source, survey: _Survey, val_fraction: float) -> dict[str, Any]:
+    """What meta.pkl says of the text and its split."""
+    text: dict[str, Any] = {
+        "files": list(source.names),
+        "sha256": survey.sha256,
+        "bytes": survey.size_bytes,
+        "characters": survey.characters,
+    }
+    if source.fields:
+        text |= {"fields": list(source.fields), "documents": survey.documents}
+    return {"format": "gptcore-data-1", "val_fraction": val_fraction, "source": text}
+
+
+def _trained_before(folder: Path, spec: str, described: dict[str, Any]) -> tokenizer.Tokenizer | None:
+    """The tokenizer of the folder where the same specification was trained on the same text: it need not be again."""
+    if not spec.startswith("sentencepiece:"):
+        return None
+    from .tokenizer_sentencepiece import trains
+
+    try:
+        finish_pending(folder)
+        meta = read_meta(folder / META)
+        same = meta.get("tokenizer") == spec and described.items() <= meta.items()
+        return tokenizer.from_meta(meta) if same and trains(spec) else None
+    except DataError:
+        return None
+
+
+def _parts(source: Source, survey: _Survey, val_fraction: float, digest: Any = None) -> tuple[Iterator[str], ...]:
+    """The texts of the training part and of the rest, to be consumed one after the other."""
+    n_train = int((1 - val_fraction) * survey.characters)
+    return _split(source.texts(digest), n_train, whole=bool(source.fields))
+
+
+def _as_lines(source: Source, texts: Iterator[str]) -> Iterator[str]:
+    """What a tokenizer learns from: documents with the line feed that may end them."""
+    return (f"{text}\n" for text in texts if text) if source.fields else texts
+
+
+def _write(
+    folder: Path, source: Source, survey: _Survey, tok: tokenizer.Tokenizer, wanted: dict[str, Any]
+) -> dict[str, Any]:
+    """Last pass: write the complete set into the staging folder, then swap it in. Returns its meta."""
     staging = fresh_staging(folder)
     try:
         digest = hashlib.sha256()
-        pieces = _read(source.paths, digest)
-        n_train = int((1 - wanted["val_fraction"]) * source.characters)
-        head, tail = _split(pieces, n_train)
         dtype: np.dtype = DTYPES[wanted["dtype"]]
         files = {}
-        for split, part in zip(SPLITS, (head, tail), strict=True):
-            files[f"{split}.bin"] = _write_tokens(staging / f"{split}.bin", tok.encode_stream(part), dtype)
-        if digest.hexdigest() != source.sha256:
+        for split, part in zip(SPLITS, _parts(source, survey, wanted["val_fraction"], digest), strict=True):
+            processes = workers(tok, survey.size_bytes)
+            ids = encoded(tok, part, dtype, documents=bool(source.fields), processes=processes)
+            files[f"{split}.bin"] = _write_tokens(staging / f"{split}.bin", ids, dtype)
+        if digest.hexdigest() != survey.sha256:
             raise DataError(f"the text changed while it was read: {', '.join(map(str, source.paths))}. Repeat.")
         for name, entry in files.items():
             if entry["tokens"] < MIN_SPLIT_TOKENS:
                 raise DataError(
-                    f"the text is too short: {source.characters} characters give {entry['tokens']} tokens in {name}, "
+                    f"the text is too short: {survey.characters} characters give {entry['tokens']} tokens in {name}, "
                     f"and {MIN_SPLIT_TOKENS} are the minimum.\nUse a longer text or another val_fraction."
                 )
         meta = wanted | {"files": files}
@@ -182,33 +206,52 @@ def _write(folder: Path, source: _Source, tok: tokenizer.Tokenizer, wanted: dict
     return meta
 
 
-def _split(pieces: Iterator[str], n_head: int) -> tuple[Iterator[str], Iterator[str]]:
-    """The first `n_head` characters and the rest, as two streams to be consumed one after the other."""
+def _model_of(folder: Path) -> bytes | None:
+    try:
+        return read_meta(folder / META).get("model")
+    except DataError:
+        return None
+
+
+def _copy_model(folder: Path, before: bytes | None, model: bytes | None) -> None:
+    """Keep the file beside the data the model that meta.pkl holds; where it holds none now, our old copy goes."""
+    path = folder / MODEL
+    present = path.read_bytes() if path.is_file() else None
+    if model is not None and present != model:
+        write_atomically(path, model)
+    elif model is None and present is not None and present == before:
+        path.unlink()
+
+
+def _split(texts: Iterator[str], n_head: int, *, whole: bool) -> tuple[Iterator[str], Iterator[str]]:
+    """The first `n_head` characters and the rest, as two streams; a text that goes across is cut, or goes `whole`."""
     rest: list[str] = []
 
     def head() -> Iterator[str]:
         left = n_head
-        while left and (piece := next(pieces, "")):
-            if len(piece) > left:
-                rest.append(piece[left:])
-            yield piece[:left]
-            left -= min(left, len(piece))
+        for text in texts:
+            if len(text) > left:
+                rest.append(text if whole else text[left:])
+                if not whole:
+                    yield text[:left]
+                return
+            yield text
+            left -= len(text)
 
     def tail() -> Iterator[str]:
-        yield from itertools.chain(rest, pieces)
+        yield from itertools.chain(rest, texts)
 
     return head(), tail()
 
 
-def _write_tokens(path: Path, ids: Iterable[list[int]], dtype: np.dtype) -> dict[str, int]:
+def _write_tokens(path: Path, ids: Iterable[np.ndarray], dtype: np.dtype) -> dict[str, int]:
     """Write token ids; returns the file's tokens, bytes and CRC-32, as recorded in meta.pkl."""
     tokens = crc = 0
     with open(path, "wb") as file:
         for chunk in ids:
-            data = np.array(chunk, dtype=dtype).tobytes()
-            file.write(data)
+            file.write(chunk.data)
             tokens += len(chunk)
-            crc = zlib.crc32(data, crc)
+            crc = zlib.crc32(chunk.data, crc)
         file.flush()
         os.fsync(file.fileno())
     return {"tokens": tokens, "bytes": tokens * dtype.itemsize, "crc32": crc}

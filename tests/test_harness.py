@@ -54,6 +54,9 @@ class Wrapped(Tokenizer):
     def decode(self, ids):
         return self.theirs.decode(ids, skip_special_tokens=True)
 
+    def token_bytes(self, i):
+        raise NotImplementedError
+
 
 @pytest.fixture(scope="module")
 def sides(tmp_path_factory):

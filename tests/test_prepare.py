@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gptcore import cli
+from gptcore import cli, data_sources
 from gptcore import prepare as prepare_module
 from gptcore.data import open_dataset
 from gptcore.errors import DataError, UserError
@@ -62,7 +62,7 @@ def test_files_are_nanogpts(tmp_path):
 @pytest.mark.parametrize("spec", ["char", "byte"])
 def test_round_trip_in_small_pieces(spec, text, tmp_path, monkeypatch):
     """Pieces that cut UTF-8 sequences and the split's boundary change nothing."""
-    monkeypatch.setattr(prepare_module, "READ_BYTES", 7)
+    monkeypatch.setattr(data_sources, "READ_BYTES", 7)
     prepare(write(tmp_path / "t.txt", text), tmp_path / "out", spec, val_fraction=0.25, force=True)
     dataset = open_dataset(tmp_path / "out")
     tok = dataset.tokenizer()
@@ -118,7 +118,7 @@ def test_nothing_is_written_where_all_is_up_to_date(tmp_path):
     ],
 )
 def test_bad_text_leaves_the_folder_alone(tmp_path, content, message, monkeypatch):
-    monkeypatch.setattr(prepare_module, "READ_BYTES", 16)
+    monkeypatch.setattr(data_sources, "READ_BYTES", 16)
     out = tmp_path / "out"
     prepare(write(tmp_path / "old.txt", OLD), out, "char")
     before = snapshot(out)
@@ -146,9 +146,9 @@ def test_text_that_changes_meanwhile_is_noticed(tmp_path, monkeypatch):
     source = write(tmp_path / "t.txt", OLD)
     build = prepare_module.tokenizer.build
 
-    def build_then_change(spec, chunks):
+    def build_then_change(spec, *chunks):
         write(source, OLD.replace("older", "elder"))
-        return build(spec, chunks)
+        return build(spec, *chunks)
 
     monkeypatch.setattr(prepare_module.tokenizer, "build", build_then_change)
     with pytest.raises(DataError, match="changed while it was read"):
@@ -200,7 +200,7 @@ while killed:
             return call
         for name in ("fsync", "rename", "replace", "mkdir", "rmdir"):
             setattr(os, name, counted(getattr(os, name)))
-        prepare(root / "new.txt", folder, "char")
+        prepare(root / sys.argv[2], folder, "char", fields=sys.argv[3:])
         os._exit(0)
     _, status = os.waitpid(child, 0)
     killed = os.WIFSIGNALED(status)
@@ -210,13 +210,16 @@ print(point - 1)
 
 
 @pytest.mark.parametrize("old", [True, False])
-def test_killed_at_any_point_leaves_the_old_set_or_the_new(tmp_path, old):
+@pytest.mark.parametrize("arguments", [["new.txt"], ["new.jsonl", "text"]])
+def test_killed_at_any_point_leaves_the_old_set_or_the_new(tmp_path, old, arguments):
     if old:
         prepare(write(tmp_path / "old.txt", OLD), tmp_path / "old", "char")
     write(tmp_path / "new.txt", NEW)
+    write(tmp_path / "new.jsonl", "".join(json.dumps({"text": line}) + "\n" for line in NEW.splitlines()))
     done = subprocess.run(
-        [sys.executable, "-c", KILLER, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, timeout=60
-    )
+        [sys.executable, "-c", KILLER, str(tmp_path), *arguments],
+        capture_output=True, text=True, cwd=ROOT, timeout=60,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     points = json.loads(done.stdout)
     assert points >= 10
@@ -339,6 +342,16 @@ def test_new_dataset_from_a_text(project):
     for wrong in (["../up"], ["a/b"], [""], ["template"], ["-x"], ["ok", project / "none"], ["ok", text, "bpe"], []):
         assert shell(create, *wrong).returncode == 2, wrong
     assert snapshot(project / "data") == before
+
+
+@pytest.mark.parametrize(("tokenizer", "code"), [("8000:unigram", 0), ("500", 0), ("", 2), ("x", 2), ("8 0", 2)])
+def test_new_dataset_with_a_trained_vocabulary(project, tokenizer, code):
+    done = shell(
+        project / "data/create_new_dataset.sh", "mine", write(project / "t.txt", OLD), f"sentencepiece:{tokenizer}"
+    )
+    assert done.returncode == code
+    if code == 0:
+        assert f"\nTOKENIZER=sentencepiece:{tokenizer}\n" in (project / "data/mine/get_dataset.sh").read_text()
 
 
 def test_new_dataset_without_a_text_asks_for_it(project):

@@ -1,4 +1,4 @@
-"""`gptcore data`: prepare, build, check and list data sets."""
+"""`gptcore data`: prepare, build, check, describe and list data sets."""
 
 import argparse
 from pathlib import Path
@@ -17,8 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument("names", nargs="+", metavar="NAME", help="a folder under data/, or a path")
     action.add_argument("--force", action="store_true", help="encode again even where all is up to date")
 
-    action = actions.add_parser("build", help="encode your own text files")
-    action.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="UTF-8 text files, concatenated in order")
+    action = actions.add_parser("build", help="encode your own text: files and URLs; CSV, JSONL and Parquet too")
+    action.add_argument(
+        "inputs", nargs="+", metavar="INPUT",
+        help="UTF-8 text, a file or an http(s) URL; several are concatenated in order",
+    )  # fmt: skip
+    action.add_argument(
+        "--field", action="append", default=[], dest="fields", metavar="NAME",
+        help="read .csv, .tsv, .jsonl, .ndjson or .parquet: this field of every record is a document; "
+        "repeat it to join several fields",
+    )  # fmt: skip
     action.add_argument("--out", required=True, type=Path, metavar="DIR", help="data folder to write")
     action.add_argument("--tokenizer", default="char", metavar="SPEC", help=f"{SPECIFICATIONS}; default char")
     action.add_argument("--val_fraction", type=float, default=0.1, metavar="F", help="part kept for validation; 0.1")
@@ -28,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument("name", metavar="NAME", help="a folder under data/, or a path")
     action.add_argument("--tokenizer", metavar="SPEC", help="require this tokenizer")
     action.add_argument("--source_sha256", metavar="HEX", help="require that its text has this SHA-256")
+
+    action = actions.add_parser("stats", help="statistics of a prepared data set, also written to stats.json beside it")
+    action.add_argument("name", metavar="NAME", help="a folder under data/, or a path")
 
     actions.add_parser("list", help="table of the data sets")
 
@@ -41,17 +52,23 @@ def run(args: argparse.Namespace) -> int:
         _build(args)
     elif args.data_command == "check":
         _check(args)
+    elif args.data_command == "stats":
+        _stats(args)
     else:
         print(table())
     return 0
 
 
 def _build(args: argparse.Namespace) -> None:
-    done = prepare(args.inputs, args.out, args.tokenizer, val_fraction=args.val_fraction, force=args.force)
+    done = prepare(
+        args.inputs, args.out, args.tokenizer, val_fraction=args.val_fraction, fields=args.fields, force=args.force
+    )
     state = "prepared" if done.written else "already prepared and up to date"
+    documents = f", {done.documents:,} documents" if done.documents is not None else ""
+    empty = f" ({done.empty:,} records without text left out)" if done.empty else ""
     print(
         f"{done.folder.resolve()}: {state}: {done.train_tokens:,} training + {done.val_tokens:,} validation tokens, "
-        f"tokenizer {done.tokenizer}, vocabulary {done.vocab_size:,}"
+        f"tokenizer {done.tokenizer}, vocabulary {done.vocab_size:,}{documents}{empty}"
     )
 
 
@@ -73,6 +90,15 @@ def _check(args: argparse.Namespace) -> None:
         f"{dataset.folder}: prepared and up to date: {len(dataset.train):,} training + {len(dataset.val):,} validation "
         f"tokens, vocabulary {dataset.vocab_size:,}"
     )
+
+
+def _stats(args: argparse.Namespace) -> None:
+    from .. import data_stats  # imports torch
+
+    folder = find_dataset(args.name)
+    stats = data_stats.measure(folder)
+    print(data_stats.render(stats), flush=True)
+    print(f"\nwritten to {data_stats.save(stats, folder)}")
 
 
 def table() -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kernels.attention_reference import Weighting
 from kernels.elementwise import elementwise_attention
+from kernels.extra_term import extra_term_attention
 
 from ..config import Dims, knob
 from ..masking import CausalMask
@@ -204,6 +205,18 @@ class Normalised(Softmax):
         fixed = self.config.lobo == "fixed"
         b = torch.full((1,), self.config.lobo_init, dtype=torch.float64, device=device) if fixed else self.lobo
         return {"lobo_H": b.expand(self.heads)}
+
+    def attend_exactly(self, q_BHTD, k_BKSD, v_BKSE, scoring: Scoring, temperature: float = 1.0) -> Tensor:
+        """Softmax of `temperature * scores`, with its extra term if any, by torch's own kernels if they can."""
+        if scoring.is_plain and self.config.lobo == "none":
+            return fused_attention(q_BHTD, k_BKSD, v_BKSE, scoring, temperature)
+        q, bare = q_BHTD, scoring.bias_HTS is None and not scoring.dropout and scoring.is_plain
+        equal = q.shape[-1] == v_BKSE.shape[-1] and q.dtype == v_BKSE.dtype and scoring.mask.is_triangle
+        here = q.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not torch.jit.is_tracing()
+        if not (bare and equal and here):
+            return Softmax.attend(self, q, k_BKSD, v_BKSE, scoring)
+        b_H = self.head_constants(q.device)["lobo_H"]
+        return extra_term_attention(q, k_BKSD, v_BKSE, b_H, scoring.scale * temperature)
 
     def log_extra(self, scores: Tensor) -> Tensor | None:
         """b by head (H or 1, 1, 1); None without the extra term."""

@@ -10,7 +10,7 @@ from kernels.attention_reference import Weighting
 from ..config import knob
 from ..precision import wide
 from ..registry import register
-from . import Normalised, NormalisedConfig, fused_attention
+from . import Normalised, NormalisedConfig
 
 # Without the maximum exponents saturate here, so that neither a power nor a sum of 2^27 of them leaves fp32.
 HIGHEST = 100.0
@@ -41,9 +41,9 @@ class Softermax(Normalised):
         return Weighting(base=2.0)
 
     def attend(self, q_BHTD, k_BKSD, v_BKSE, scoring) -> Tensor:
-        if not scoring.is_plain or self.config.lobo != "none" or not self.config.use_xmax:
+        if not self.config.use_xmax:
             return super().attend(q_BHTD, k_BKSD, v_BKSE, scoring)
-        return fused_attention(q_BHTD, k_BKSD, v_BKSE, scoring, temperature=math.log(2))
+        return self.attend_exactly(q_BHTD, k_BKSD, v_BKSE, scoring, temperature=math.log(2))
 
     @classmethod
     def declare(cls, config, g, scores, heads):

@@ -5,7 +5,7 @@ from torch import Tensor
 from kernels.attention_reference import Weighting
 
 from ..registry import register
-from . import Normalised, NormalisedConfig, fused_attention
+from . import Normalised, NormalisedConfig
 
 
 @register("softmax", "softmax")
@@ -22,9 +22,7 @@ class ExactSoftmax(Normalised):
         return Weighting()
 
     def attend(self, q_BHTD, k_BKSD, v_BKSE, scoring) -> Tensor:
-        if not scoring.is_plain or self.config.lobo != "none":
-            return super().attend(q_BHTD, k_BKSD, v_BKSE, scoring)
-        return fused_attention(q_BHTD, k_BKSD, v_BKSE, scoring)
+        return self.attend_exactly(q_BHTD, k_BKSD, v_BKSE, scoring)
 
     @classmethod
     def declare(cls, config, g, scores, heads):
