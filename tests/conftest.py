@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -11,6 +12,8 @@ import torch
 from gptcore.prepare import prepare
 
 torch.set_num_threads(1)
+# Whoever starts the tests in the background may have SIGINT ignored, which all processes of the tests would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = "the quick brown fox jumps over a lazy dog while seven kings of rome look on and sing".split()
 

@@ -12,7 +12,6 @@ from typing import Any
 from ..config import Dims, Heads, LayerConfig
 from ..ops import Graph, Pass, Reduce
 from ..registry import SLOTS, KindConfig, kinds, lookup
-from ..softmax import Softmax
 
 WIDTH, HEADS, TOKENS = 64, 4, 64
 PACKAGES = Path(__file__).parents[2]
@@ -108,7 +107,8 @@ def _row(slot: str, name: str, cls: Any) -> str:
     macs = sum(op.macs for op in g.ops)
     if macs:
         shown = ", ".join(filter(None, [f"MAC {macs / elements:.4g}", shown]))
-    fused = (PACKAGES / "kernels" / f"{name}.py").is_file() or (slot == "softmax" and cls.attend is not Softmax.attend)
+    dims = Dims(WIDTH, 1, TOKENS, True, 0.0)
+    fused = slot == "softmax" and not isinstance(cls(cls.Config(), dims, 2).weighting(), str)
     silicon = f"{slot}/{name}" in _designed()
     formula = (cls.__doc__ or "").strip().splitlines()[0].replace("|", "\\|")
     cells = [
