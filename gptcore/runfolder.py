@@ -23,6 +23,7 @@ def open_folder(folder: Path, where: World) -> Iterator[None]:
     """Creates the run folder and keeps a second process from writing into it, until this one leaves or dies."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        before = os.listdir(folder)
         lock = open(folder / ".lock", "w")
     except OSError as error:
         raise UserError(f"cannot write the run folder {folder}: {error.strerror}; choose another --out_dir") from error
@@ -35,7 +36,8 @@ def open_folder(folder: Path, where: World) -> Iterator[None]:
         try:
             yield
         finally:
-            if where.is_main and os.listdir(folder) == [".lock"]:  # nothing came of it
+            nothing = {".lock", *({"config.yaml"} - set(before))}  # but for what was there, which is somebody's
+            if where.is_main and set(os.listdir(folder)) <= nothing:
                 shutil.rmtree(folder)
 
 

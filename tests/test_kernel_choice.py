@@ -200,12 +200,17 @@ def test_a_run_says_what_ran(corpus, tmp_path, capfd):
     other = {**settings, "train": {**settings["train"], "kernel": "reference"}}
     assert identity(from_dict(other)) == identity(from_dict(settings))
     if not kernel_choice.INTERPRETED:
-        with pytest.raises(UserError, match=r"layers 0-1: train\.kernel triton: device cpu is no GPU|not installed"):
-            train(
-                from_dict(
-                    {**settings, "train": {**settings["train"], "kernel": "triton", "out_dir": str(tmp_path / "no")}}
-                )
-            )
+        for name, file in (("new", None), ("mine", "config.yaml")):  # what comes to nothing leaves nothing of its own
+            folder = tmp_path / name
+            if file:
+                folder.mkdir()
+                (folder / file).write_text("{}")
+            refused = {**settings, "train": {**settings["train"], "kernel": "triton", "out_dir": str(folder)}}
+            with pytest.raises(
+                UserError, match=r"0-1: train\.kernel triton: device cpu is no GPU|not installed"
+            ):
+                train(from_dict(refused))
+            assert folder.exists() == bool(file) and (not file or (folder / file).exists())
 
 
 def python(*arguments, **environment):
