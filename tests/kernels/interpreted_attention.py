@@ -110,6 +110,17 @@ def test_one_graph_and_opcheck():
     assert all(torch.equal(eager[name], traced[name]) for name in eager)
 
 
+@pytest.mark.slow
+def test_inductor_compiles_what_stands_around_the_kernels():
+    shape = (2, 1, 17, 17, 16, 16, {})
+    named = inputs("consmax", shape, batch=1)
+    with launch_table.forced(**{op: Launch(32, 32, 4, 1) for op in launch_table.OPS}):
+        eager = outcome(attention.attention, "consmax", shape, named)
+        compiled = outcome(torch.compile(attention.attention, fullgraph=True), "consmax", shape, named)
+    for name, want in eager.items():
+        torch.testing.assert_close(compiled[name], want, rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_trained_slopes_are_refused():
     named = inputs("softmax", SHAPES["odd"])
     slopes = torch.ones(2, requires_grad=True)
