@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 VERSION = "3.7.1"
-GOLDEN = Path(__file__).parent / "golden" / f"triton-{VERSION}.json"
+GOLDEN = Path(__file__).parent / "golden" / f"triton-{VERSION}" / "attention.json"
 NAMES = ("HGMMA", "EX2", "FFMA", "FMUL", "FADD", "FMNMX", "SHFL")
 ROWS = [
     (op, kind, flag)

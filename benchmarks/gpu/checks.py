@@ -75,11 +75,13 @@ def correctness(point: Point, contestant: str, device: str, seed: int) -> Iterat
 
 def tune_check(point: Point, contestant: str, device: str, seed: int) -> Iterator[dict]:
     """One row: red when it spills or is wrong."""
-    from kernels import aot
+    from kernels.gate import compile_point
+    from kernels.gates.attention import Case, point_of
+    from kernels.launch_table import Launch
 
     _, kind, launch, _ = split_contestant(contestant)
-    tried = aot.Launch(*map(int, launch.split("x")))
-    figures = aot.compile_point(aot.Point(90, point.row, kind, point.D, tried))
+    tried = Launch(*map(int, launch.split("x")))
+    figures = compile_point(point_of(Case(90, point.row, kind, point.D, tried)))
     facts = f"{figures.registers} registers, {figures.shared_bytes} B shared"
     if figures.stack_bytes:
         yield {"status": "red", "reason": f"spills {figures.stack_bytes} B; {facts}"}

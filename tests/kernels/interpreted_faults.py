@@ -1,14 +1,11 @@
 """Seeded faults: a copy of the kernels with one mistake must fail the checks that a faithful copy passes."""
 
-import importlib
-import shutil
-from pathlib import Path
+import sys
 
 import attention_cases as cases
 import pytest
 from attention_cases import SHAPES, check, check_decode
-
-from kernels import attention
+from twins import faulty
 
 dirty_memory = cases.dirty_memory
 # name: file, text, text with the fault, kind and shape that must see it, extras
@@ -36,17 +33,8 @@ SLOW = ("row shift of the backward mask", "backward slopes", "slope of another h
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in FAULTS])
 def test_seeded_faults_are_seen(name, tmp_path, monkeypatch):
     file, right, wrong, (kind, shape, extras) = FAULTS[name]
-    package = "faulty_" + "".join(c if c.isalnum() else "_" for c in name)
-    shutil.copytree(Path(attention.__file__).parent, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for module in (tmp_path / package).glob("attention*.py"):
-        text = module.read_text().replace("gptkernels::", package + "::")
-        if module.stem == file:
-            assert right in text
-            text = text.replace(right, wrong)
-        module.write_text(text)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    twin = importlib.import_module(package + ".attention")
-    table = importlib.import_module(package + ".launch_table")
+    twin = faulty(tmp_path, monkeypatch, "attention", file, right, wrong)
+    table = sys.modules[twin.__package__ + ".launch_table"]
 
     def run():
         if file == "attention_decode":

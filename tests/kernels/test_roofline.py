@@ -8,7 +8,7 @@ import pytest
 from kernels import launch_table, roofline
 from kernels.launch_table import Launch
 
-GOLDEN = json.loads((Path(roofline.__file__).parent / "golden" / "triton-3.7.1.json").read_text())
+GOLDEN = json.loads((Path(roofline.__file__).parent / "golden" / "triton-3.7.1" / "attention.json").read_text())
 POINTS = [(kernel, kind, D) for kernel in ("forward", "d_queries", "d_keys") for kind in ("softmax", "consmax")
           for D in (32, 64, 128, 256)]  # fmt: skip
 
