@@ -50,7 +50,7 @@ bench: setup  ## kernels and references, timed: table and picture in OUT; BENCH=
 	@mkdir -p $(OUT)
 	$(BIN)/pytest $(BENCH) -o python_files='bench_*.py' --benchmark-enable --benchmark-json=$(OUT)/bench.json -s -rs -m '' $(ARGS); \
 	code=$$?; $(BIN)/python -m benchmarks.kernel_table $(OUT)/bench.json && exit $$code
-bench-compare: setup  ## ratios of new times to those in BASE, a JSON that bench wrote
+bench-compare:  ## ratios of new times to those in BASE, a JSON that bench wrote
 	@test -f "$(BASE)" || { echo "make bench-compare BASE=FILE: no file '$(BASE)'; make bench writes one, OUT/bench.json" >&2; exit 2; }
 	$(MAKE) bench
 	$(BIN)/python -m benchmarks.kernel_table $(OUT)/bench.json $(BASE)

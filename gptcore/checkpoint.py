@@ -3,43 +3,31 @@
 RUN/config.yaml    the resolved configuration
 RUN/run.json       status, identity, progress (see `train`)
 RUN/metrics.csv    losses by step
+RUN/constants.csv  learned constants of attention by step, where there are any
 RUN/last.pt        newest state; RUN/previous.pt the one before; RUN/best.pt the best validation loss
 """
 
-import json
 import os
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from .config import Config, GPTConfig
 from .errors import CheckpointError
 from .files import sync_folder, write_atomically
 from .model import GPT
+from .runjson import read_run as read_run
+from .runjson import write_json as write_json
 
 FORMAT = 1
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """`run.json` of a run folder. CheckpointError when it is missing or damaged."""
-    path = folder / "run.json"
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a run folder (no run.json); `gptcore inspect` lists runs")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); the checkpoints beside it may still be good")
-    if not isinstance(content, dict) or "status" not in content:
-        raise CheckpointError(f"{path} is not a run description")
-    return content
+class VersionError(CheckpointError):
+    """A checkpoint that another version of the program wrote: sound, and not to be replaced by an older one."""
 
 
 def save(folder: Path, payload: dict[str, Any], *, best: bool) -> None:
@@ -49,14 +37,25 @@ def save(folder: Path, payload: dict[str, Any], *, best: bool) -> None:
     """
     last, previous = folder / "last.pt", folder / "previous.pt"
     staged = folder / "staged.pt"
-    write_atomically(staged, lambda file: torch.save(payload | {"format": FORMAT}, file))
+    _write(staged, payload)
     if best:  # weights only: a best checkpoint is for using, not for resuming
-        slim = {key: value for key, value in payload.items() if key not in ("optimizer", "scaler", "rng")}
-        write_atomically(folder / "best.pt", lambda file: torch.save(slim | {"format": FORMAT}, file))
+        _write(folder / "best.pt", {k: v for k, v in payload.items() if k not in ("optimizer", "scaler", "rng")})
     if last.exists():
         os.replace(last, previous)
     os.replace(staged, last)
     sync_folder(folder)
+
+
+def _write(path: Path, payload: dict[str, Any]) -> None:
+    """CheckpointError where the disk does not take it, for which torch has a RuntimeError of its own."""
+    try:
+        write_atomically(path, lambda file: torch.save(payload | {"format": FORMAT}, file))
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is the disk full?"
+        raise CheckpointError(
+            f"cannot write {path}: {reason or error}; make room and run the same command again, "
+            "the checkpoints before are kept"
+        ) from error
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -78,7 +77,10 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(payload, dict) or "model_config" not in payload:
         raise CheckpointError(f"{path} is not a checkpoint of this program")
     if payload.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {payload.get('format')}, this version reads {FORMAT}")
+        raise VersionError(
+            f"{path} has format {payload.get('format')}, this version reads {FORMAT}; "
+            "use the version of gptcore that wrote it, or train again"
+        )
     return payload
 
 
@@ -99,6 +101,8 @@ def read_newest(folder: Path) -> Restored | None:
         if path.exists():
             try:
                 return Restored(read(path), path, "; ".join(failures) or None)
+            except VersionError:
+                raise
             except CheckpointError as error:
                 failures.append(f"{error}; falling back to the checkpoint before")
     if failures:
@@ -123,7 +127,14 @@ def load_model(folder: str | Path, which: str | None = None, device: str = "cpu"
     if which is not None:
         payload, path = read(folder / which), folder / which
     elif (folder / "best.pt").exists():
-        payload, path = read(folder / "best.pt"), folder / "best.pt"
+        path = folder / "best.pt"
+        try:
+            payload = read(path)
+        except CheckpointError as error:
+            others = [name for name in ("last.pt", "previous.pt") if (folder / name).exists()]
+            if isinstance(error, VersionError) or not others:
+                raise
+            raise CheckpointError(f"{error}; --checkpoint {others[0]} names another") from error
     else:
         restored = read_newest(folder)
         if restored is None:
@@ -142,9 +153,16 @@ def load_model(folder: str | Path, which: str | None = None, device: str = "cpu"
         ValueError,
         RuntimeError,
     ) as error:  # a kind or a parameter that this version does not have
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(_reason(error).split())[:300]
         raise CheckpointError(f"{path} does not fit this version of the program ({reason})") from error
     return LoadedModel(model.to(device).eval(), config, meta, step, path)
+
+
+def _reason(error: Exception) -> str:
+    """In words; pydantic's own text is for programmers."""
+    if isinstance(error, ValidationError):
+        return "; ".join(f"model.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    return str(error)
 
 
 def config_of(folder: Path) -> Config:

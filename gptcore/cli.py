@@ -6,12 +6,14 @@ itself. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interr
 
 import argparse
 import atexit
+import contextlib
+import errno
 import gc
 import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 # command -> (module, one line of help). A module has add_arguments(parser) and run(args) -> exit code; if it sets
 # TAKES_CONFIG, then args.config is the configuration file (or None) and args.overrides what else is not an option.
@@ -31,6 +33,21 @@ COMMANDS = {
 }
 
 
+# What a disk or a place does to a command, not a mistake of the program.
+OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the options, and which was meant; the usage is for --help."""
+
+    def error(self, message: str) -> NoReturn:
+        from .registry import nearest
+
+        wrong = message.removeprefix("unrecognized arguments: ").split()[0] if "unrecognized" in message else ""
+        hint = nearest(wrong.partition("=")[0], list(self._option_string_actions)) if wrong.startswith("--") else ""
+        self.exit(2, f"{self.prog}: {message}{hint} (`{self.prog} --help` lists the options)\n")
+
+
 def cost_report() -> Any:
     """The module that writes cost reports, for commands of this package; it belongs to the one above."""
     return importlib.import_module("ppa.report")
@@ -39,7 +56,7 @@ def cost_report() -> Any:
 def build_parser(name: str) -> argparse.ArgumentParser:
     """The parser of one command."""
     module = importlib.import_module(COMMANDS[name][0])
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"gptcore {name}", description=module.__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -65,6 +82,7 @@ def _usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    _open_streams()
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage())
@@ -90,10 +108,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"gptcore {name}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader (head, less) went away: nothing to tell it. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader (head, less) went away: nothing to tell it
+        _silence()
         return 1
+    except OSError as error:
+        if error.errno not in OUTSIDE:
+            raise
+        _silence()
+        where = error.filename or "standard output"
+        with contextlib.suppress(OSError):
+            print(f"gptcore {name}: {where}: {error.strerror}; make room, or name another place", file=sys.stderr)
+        return 1
+
+
+def _open_streams() -> None:
+    """Python has no stream at all where a shell has closed one (`>&-`)."""
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+
+
+def _silence() -> None:
+    """Python would complain again when it flushes at exit."""
+    with contextlib.suppress(OSError, ValueError):  # a test's stream has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -228,6 +228,20 @@ class DataConfig(Strict):
     dataset: str = knob("shakespeare_char", "folder below data/, or a path to a prepared folder")
 
 
+Kernel = Literal["auto", "triton", "reference"]
+
+
+class KernelsConfig(Strict):
+    """What computes single parts of the model; null: train.kernel."""
+
+    attention: Kernel | None = knob(None, "scores, weights and weighted values", flat=())
+    mlp: Kernel | None = knob(None, "the whole mlp", flat=())
+    norm: Kernel | None = knob(None, "norms, with the residual sum before them", flat=())
+    position: Kernel | None = knob(None, "rotation of queries and keys", flat=())
+    loss: Kernel | None = knob(None, "head and cross entropy, without the logits of all tokens", flat=())
+    recompute_mlp: bool = knob(False, "the mlp's kernel keeps its input alone for the backward pass", flat=())
+
+
 class TrainConfig(Strict):
     """One training run."""
 
@@ -288,10 +302,10 @@ class TrainConfig(Strict):
     out_dir: str | None = knob(None, "run folder; null: out/<name>-<identity>", cosmetic=True)
     device: str = knob("auto", "cpu, cuda, cuda:N, or auto", cosmetic=True)
     compile: bool = knob(False, "torch.compile the model", cosmetic=True)
-    kernel: Literal["auto", "triton", "reference"] = knob(
-        "auto", "attention by Triton kernels (auto: on a GPU, where one computes the variant) or plain torch",
-        cosmetic=True,
-    )  # fmt: skip
+    kernel: Kernel = knob(
+        "auto", "Triton kernels (auto: on a GPU, where one computes the variant) or plain torch", cosmetic=True
+    )
+    kernels: KernelsConfig = Field(default_factory=KernelsConfig, json_schema_extra={"cosmetic": True})
     parallel: Literal["ddp", "fsdp"] = knob("ddp", "how several processes share the work (torchrun)", cosmetic=True)
     export_wte_npy: str | None = knob(None, "write the token table there with each checkpoint", cosmetic=True)
     log_interval: int = knob(10, "steps between rows of metrics.csv", ge=1, cosmetic=True)
@@ -306,6 +320,10 @@ class TrainConfig(Strict):
         0, "tokens sampled at each checkpoint; 0: none", flat=("sample_tokens", "max_sample_tokens"), ge=0,
         cosmetic=True,
     )  # fmt: skip
+
+    def kernel_of(self, part: str) -> Kernel:
+        """What computes a part of the model."""
+        return getattr(self.kernels, part) or self.kernel
 
     @property
     def decay_end(self) -> int:

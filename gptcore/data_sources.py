@@ -72,6 +72,9 @@ def opened(inputs: Sequence[Path | str], fields: Sequence[str] = ()) -> Iterator
                 names.append(shown)
             else:
                 _check_format(str(given), fields)
+                if not Path(given).exists() or Path(given).is_dir():
+                    what = "is a folder" if Path(given).is_dir() else "there is no such file"
+                    raise UserError(f"cannot read the text {given}: {what}. Nothing was written.")
                 paths.append(Path(given))
                 names.append(Path(given).name)
         yield Source(tuple(paths), tuple(names), tuple(fields))

@@ -92,10 +92,16 @@ class Head(nn.Linear):
         if self.config.width is not None:
             nn.init.normal_(self.down.weight, std=1 / math.sqrt(self.down.in_features))
 
+    def table(self) -> Tensor:
+        """The matrix that is multiplied with: (V, W)."""
+        return self.weight if self.round is None else self.round(self.weight)
+
+    def narrowed(self, x_BTC: Tensor) -> Tensor:
+        """The stream in the width of the table."""
+        return x_BTC if self.config.width is None else self.down(x_BTC)
+
     def forward(self, x_BTC: Tensor) -> Tensor:
-        if self.config.width is not None:
-            x_BTC = self.down(x_BTC)
-        return F.linear(x_BTC, self.weight if self.round is None else self.round(self.weight))
+        return F.linear(self.narrowed(x_BTC), self.table())
 
     @staticmethod
     def declare(config: EmbeddingConfig, g: Graph, x: OpTensor, table: OpTensor | None, V: int) -> OpTensor:

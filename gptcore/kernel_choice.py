@@ -1,27 +1,29 @@
-"""Which code computes attention: the Triton kernels of `kernels.attention`, or plain torch; and why.
+"""Which code computes a part of a model: the Triton kernels of `kernels`, or plain torch; and why.
 
-    auto        the kernels on a GPU wherever they compute the very weights asked for, plain torch everywhere else
+    auto        the kernels on a GPU wherever they compute the very variant asked for, plain torch everywhere else
     triton      the kernels, also in Triton's interpreter (TRITON_INTERPRET=1); UserError where they cannot
     reference   plain torch
 
-Triton is imported when the first kernel runs.
+The parts are those of `PARTS`; each may be told apart. Triton is imported when the first kernel runs.
 """
 
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels.attention_reference import Weighting
 
+from .config import Kernel
 from .errors import UserError
 
-Kernel = Literal["auto", "triton", "reference"]
+Part = Literal["attention", "mlp", "norm", "position", "loss"]
+PARTS: tuple[Part, ...] = ("attention", "mlp", "norm", "position", "loss")
 OLDEST = (3, 6)  # Triton with what the kernels need
 
 
@@ -66,7 +68,9 @@ def _platform(device: torch.device, dtype: torch.dtype) -> tuple[str | None, str
     return (f"{capability} is below 8.0", "") if properties.major < 8 else (None, capability)
 
 
-def choose(kernel: Kernel, device: torch.device, dtype: torch.dtype, obstacle: str | None) -> Choice:
+def choose(
+    kernel: Kernel, device: torch.device, dtype: torch.dtype, obstacle: str | None, part: Part = "attention"
+) -> Choice:
     """What runs; `obstacle`: why the variant has no kernel anywhere. UserError when a kernel is asked for in vain."""
     if kernel == "reference":
         return Choice("reference", "as configured")
@@ -77,7 +81,7 @@ def choose(kernel: Kernel, device: torch.device, dtype: torch.dtype, obstacle: s
     if why is None:
         return Choice("triton", where)
     if kernel == "triton":
-        raise UserError(f"train.kernel triton: {why}; auto takes plain torch there")
+        raise UserError(f"train.kernel triton: {why}; train.kernels.{part}=auto takes plain torch there")
     return Choice("reference", why)
 
 
@@ -100,60 +104,107 @@ def attend(weighting: Weighting, constants: dict[str, Any], q_BHTD, k_BKSD, v_BK
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class LayerKernels:
-    """Layers that run the same code for the same reason."""
+class Kernelled:
+    """A module that is, or could be, computed by a kernel. What it may run is told by `use_kernels`."""
 
-    layers: tuple[int, ...]
+    part: Part
+    kernel: Kernel = "auto"
+    dropout = 0.0  # in training, inside of what the kernel would compute
+
+    def kernel_obstacle(self, dropout: float = 0.0) -> str | None:
+        """Why the Triton kernels cannot compute this module with such dropout; None when they can."""
+        raise NotImplementedError
+
+    def runs_kernel(self, x: Tensor) -> bool:
+        """Whether the kernel computes this call on `x`."""
+        return may_run(self.kernel, x) and runs(self.kernel, x, self.kernel_obstacle(), self.part)
+
+
+def may_run(kernel: Kernel, x: Tensor) -> bool:
+    """What `runs` says where the answer is free: no kernel on a CPU unless asked for."""
+    return kernel == "triton" or (kernel == "auto" and x.device.type == "cuda")
+
+
+def runs(kernel: Kernel, x: Tensor, obstacle: str | None, part: Part) -> bool:
+    """Whether a kernel computes on `x`. UserError when it is asked for in vain."""
+    return may_run(kernel, x) and choose(kernel, x.device, working_type(x), obstacle, part).path == "triton"
+
+
+@dataclass(frozen=True)
+class PartKernels:
+    """Where a part of the model runs the same code for the same reason; layer None: outside of the layers."""
+
+    part: Part
+    layers: tuple[int | None, ...]
     choice: Choice
 
 
-def use_kernel(model: Any, kernel: Kernel, device: torch.device, dtype: torch.dtype) -> list[LayerKernels]:
-    """Tells every layer of a GPT what it may run, and says what training will. UserError names all it cannot.
+def use_kernels(
+    model: Any, wanted: Callable[[Part], Kernel], device: torch.device, dtype: torch.dtype
+) -> list[PartKernels]:
+    """Tells every module of a GPT what it may run, and says what training will. UserError names all that cannot.
 
-    `dtype` is that of the products in attention.
+    `dtype` is that of matrix products.
     """
-    groups: dict[Choice, list[int]] = {}
-    refused: dict[str, list[int]] = {}
-    for i, block in enumerate(model.transformer.h):
-        block.attn.kernel = kernel
+    groups: dict[tuple[Part, Choice], dict[int | None, None]] = {}
+    refused: dict[str, dict[int | None, None]] = {}
+    for layer, module in sorted(_kernelled(model), key=lambda found: PARTS.index(found[1].part)):
+        module.kernel = wanted(module.part)
         try:
-            choice = _of_layer(block.attn, kernel, device, dtype)
-            groups.setdefault(choice, []).append(i)
+            choice = _of_module(module, device, dtype)
+            groups.setdefault((module.part, choice), {})[layer] = None
         except UserError as error:
-            refused.setdefault(str(error), []).append(i)
+            refused.setdefault(str(error), {})[layer] = None
     if refused:
-        raise UserError("\n".join(f"{spans(layers)}: {message}" for message, layers in refused.items()))
-    return [LayerKernels(tuple(layers), choice) for choice, layers in groups.items()]
+        raise UserError("\n".join(f"{spans(tuple(layers))}: {message}" for message, layers in refused.items()))
+    return [PartKernels(part, tuple(layers), choice) for (part, choice), layers in groups.items()]
 
 
-def _of_layer(attention: Any, kernel: Kernel, device: torch.device, dtype: torch.dtype) -> Choice:
-    choice = choose(kernel, device, dtype, attention.kernel_obstacle(attention.dropout))
-    if choice.path == "reference" and attention.dropout:
-        without = choose(kernel, device, dtype, attention.kernel_obstacle(0.0))
+def _kernelled(model: Any) -> Iterator[tuple[int | None, Any]]:
+    """(layer, module) of all modules that have a part; layers that share a module name it each."""
+    inside: set[nn.Module] = set()
+    for i, block in enumerate(model.transformer.h):
+        inside.update(block.modules())
+        yield from ((i, module) for module in block.modules() if isinstance(module, Kernelled))
+    yield from ((None, m) for m in model.modules() if isinstance(m, Kernelled) and m not in inside)
+
+
+def _of_module(module: Any, device: torch.device, dtype: torch.dtype) -> Choice:
+    kernel, part = module.kernel, module.part
+    choice = choose(kernel, device, dtype, module.kernel_obstacle(module.dropout), part)
+    if choice.path == "reference" and module.dropout:
+        without = choose(kernel, device, dtype, module.kernel_obstacle(0.0), part)
         if without.path != choice.path:
             return Choice(choice.path, f"{choice.reason}; {without.path} in evaluation")
     return choice
 
 
-def spans(layers: Sequence[int]) -> str:
-    """'layers 0-3, 5'."""
+def spans(layers: Sequence[int | None]) -> str:
+    """'layers 0-3, 5, outside of layers'."""
     parts: list[list[int]] = []
-    for i in layers:
+    numbers = sorted(i for i in layers if i is not None)
+    for i in numbers:
         if parts and parts[-1][-1] == i - 1:
             parts[-1].append(i)
         else:
             parts.append([i])
-    text = ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
-    return ("layer " if len(layers) == 1 else "layers ") + text
+    words = [f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts]
+    if words:
+        words[0] = ("layer " if len(numbers) == 1 else "layers ") + words[0]
+    return ", ".join(words + ["outside of layers"] * (None in layers))
 
 
-def described(kernels: Sequence[LayerKernels]) -> str:
-    """One line."""
-    parts = [f"{k.choice.path} in {spans(k.layers)} ({k.choice.reason})" for k in kernels]
-    return "attention: " + "; ".join(parts)
+def described(kernels: Sequence[PartKernels]) -> str:
+    """One line: who runs what; layers are named where a part is divided."""
+    paths: dict[Choice, list[str]] = {}
+    for k in kernels:
+        divided = sum(other.part == k.part for other in kernels) > 1
+        paths.setdefault(k.choice, []).append(f"{k.part} in {spans(k.layers)}" if divided else k.part)
+    return "; ".join(f"{c.path}: {', '.join(parts)} ({c.reason})" for c, parts in paths.items())
 
 
-def recorded(kernels: Sequence[LayerKernels]) -> list[dict[str, Any]]:
+def recorded(kernels: Sequence[PartKernels]) -> list[dict[str, Any]]:
     """For run.json."""
-    return [{"layers": list(k.layers), "path": k.choice.path, "reason": k.choice.reason} for k in kernels]
+    return [
+        {"part": k.part, "layers": list(k.layers), "path": k.choice.path, "reason": k.choice.reason} for k in kernels
+    ]

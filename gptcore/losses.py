@@ -4,11 +4,13 @@ Legend: B batch, T tokens, N = B T, V vocabulary.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, finfo
 
-from .config import TrainConfig
+from .config import Kernel, TrainConfig
+from .kernel_choice import runs
 from .ops import Graph
 from .ops import Tensor as OpTensor
 
@@ -52,18 +54,37 @@ def is_plain(config: TrainConfig) -> bool:
     return not (config.label_smoothing or config.focal_gamma or config.z_loss or config.distill_from)
 
 
-def make_objective(config: TrainConfig) -> Objective:
-    """The loss of `config` without a teacher (`gptcore.distill` adds one)."""
-    smoothing, gamma, z = config.label_smoothing, config.focal_gamma, config.z_loss
-    if not (smoothing or gamma or z):
-        return cross_entropy
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The objective without a teacher (`gptcore.distill` adds one): `shaped`, averaged; plain by default.
 
-    def objective(logits_BTV: Tensor, targets_BT: Tensor, idx_BT: Tensor) -> Tensor:
-        targets_N = targets_BT.flatten()
-        loss_N = shaped(logits_BTV.flatten(0, 1).float(), targets_N, smoothing=smoothing, gamma=gamma, z=z)
+    `kernel` says what computes it from logits; a model whose head the kernel takes in has none.
+    """
+
+    smoothing: float = 0.0
+    gamma: float = 0.0
+    z: float = 0.0
+    kernel: Kernel = "reference"
+
+    def __call__(self, logits_BTV: Tensor, targets_BT: Tensor, idx_BT: Tensor) -> Tensor:
+        if runs(self.kernel, logits_BTV, None, "loss"):
+            from kernels.cross_entropy import cross_entropy as by_kernel
+
+            logits_NV, targets_N = logits_BTV.flatten(0, 1), targets_BT.flatten()
+            return by_kernel(logits_NV, targets_N, **self.terms, ignore_index=IGNORED, in_place=False)
+        if not (self.smoothing or self.gamma or self.z):
+            return cross_entropy(logits_BTV, targets_BT, idx_BT)
+        logits_NV, targets_N = logits_BTV.flatten(0, 1).float(), targets_BT.flatten()
+        loss_N = shaped(logits_NV, targets_N, smoothing=self.smoothing, gamma=self.gamma, z=self.z)
         return mean_of_live(loss_N, targets_N)
 
-    return objective
+    @property
+    def terms(self) -> dict[str, float]:
+        return {"smoothing": self.smoothing, "gamma": self.gamma, "z": self.z}
+
+
+def make_objective(config: TrainConfig) -> CrossEntropy:
+    return CrossEntropy(config.label_smoothing, config.focal_gamma, config.z_loss, config.kernel_of("loss"))
 
 
 def declare(g: Graph, logits: OpTensor, config: TrainConfig | None = None) -> None:

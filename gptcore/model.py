@@ -17,7 +17,8 @@ from .block import declare_parts
 from .config import GPTConfig, LayerConfig, TrainConfig
 from .embedding import Head, TokenEmbedding
 from .errors import UserError
-from .losses import cross_entropy
+from .kernel_choice import Kernelled, Part, working_type
+from .losses import IGNORED, CrossEntropy, cross_entropy
 from .ops import Bits, Graph, Pass
 from .ops import Tensor as OpTensor
 from .registry import build, impl
@@ -29,18 +30,22 @@ class Transformer(nn.Module):
     """The parts under GPT-2's prefix `transformer.`: token table, blocks, final norm."""
 
     wte: Any
+    ln_f: Any
 
     def __init__(self, wte: nn.Module, h: list[nn.Module], ln_f: nn.Module):
         super().__init__()
         self.wte, self.h, self.ln_f = wte, nn.ModuleList(h), ln_f
 
 
-class GPT(nn.Module):
+class GPT(Kernelled, nn.Module):
     """A causal language model of a configuration whose `vocab_size` is known.
 
     Parameters are named as in GPT-2 (`transformer.h.0.attn.c_attn.weight`). Initialised as GPT-2: normal(0, 0.02),
-    projections into the residual stream smaller by sqrt(2 n_layer), biases zero, norms one.
+    projections into the residual stream smaller by sqrt(2 n_layer), biases zero, norms one. Its own kernel, beside
+    those of its parts, is that of head and loss.
     """
+
+    part: Part = "loss"
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -55,6 +60,7 @@ class GPT(nn.Module):
             [build(layer.block, layer, replace(dims, layer=i)) for i, layer in enumerate(layers)],
             build(config.output_norm(), config.n_embd, dims),
         )
+        self.transformer.ln_f.narrow = True
         blocks: Any = self.transformer.h
         for i, block in enumerate(blocks):  # layers that share parameters hold the same module
             block.attn = blocks[config.share.owner("attention", i, config.n_layer)].attn
@@ -67,7 +73,7 @@ class GPT(nn.Module):
         self.softmax_output: Any = build(output, dims, 1) if output is not None else None
         # What training minimises: (logits (B, T, V), targets (B, T), tokens (B, T)) -> loss. Evaluation always takes
         # the plain cross entropy, so that runs compare.
-        self.objective: Callable[[Tensor, Tensor, Tensor], Tensor] = cross_entropy
+        self.objective: Callable[[Tensor, Tensor, Tensor], Tensor] = CrossEntropy()
         self.init_weights()
 
     @torch.no_grad()
@@ -86,11 +92,12 @@ class GPT(nn.Module):
 
     def forward(
         self, idx_BT: Tensor, targets_BT: Tensor | None = None, *, cache: "Cache | None" = None
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Logits (B, T, V), and the loss in nats when targets are given (-1 is ignored).
 
-        The loss is the mean cross entropy; in training mode the objective, and what blocks add to it (a router that
-        balances its experts). With a cache the tokens continue those seen before, and the cache takes them up.
+        Where a kernel computes the loss, there are no logits but None beside it. The loss is the mean cross entropy; in
+        training mode the objective, and what blocks add to it (a router that balances its experts). With a cache the
+        tokens continue those seen before, and the cache takes them up.
         """
         start = cache.length if cache is not None else 0
         end = start + idx_BT.shape[1]
@@ -108,7 +115,10 @@ class GPT(nn.Module):
             x = block(x, self.position.at(i), start, cache.layers[i] if cache is not None else None)
             if block.mlp.auxiliary is not None:
                 auxiliary, block.mlp.auxiliary = auxiliary + block.mlp.auxiliary, None
-        logits = self.lm_head(self.transformer.ln_f(x))
+        x = self.transformer.ln_f(x)
+        if targets_BT is not None and cache is None and self.runs_kernel(x) and not self._needs_logits():
+            return None, self._loss_by_kernel(x, targets_BT) + auxiliary
+        logits = self.lm_head(x)
         if self.softmax_output is not None:
             weights = self.softmax_output.weights(
                 logits.unsqueeze(1), torch.ones(1, 1, dtype=torch.bool, device=x.device)
@@ -121,6 +131,22 @@ class GPT(nn.Module):
         if not self.training:
             return logits, cross_entropy(logits, targets_BT, idx_BT)
         return logits, self.objective(logits, targets_BT, idx_BT) + auxiliary
+
+    def kernel_obstacle(self, dropout: float = 0.0) -> str | None:
+        return None
+
+    def _needs_logits(self) -> bool:
+        """Whether the loss is not that of the head's product alone: another teaches, or weights come first."""
+        teaches = self.training and not isinstance(self.objective, CrossEntropy)
+        return teaches or self.softmax_output is not None
+
+    def _loss_by_kernel(self, x_BTC: Tensor, targets_BT: Tensor) -> Tensor:
+        from kernels.linear_cross_entropy import linear_cross_entropy
+
+        head, dtype = self.lm_head, working_type(x_BTC)
+        x = head.narrowed(x_BTC).flatten(0, 1).to(dtype)
+        objective: Any = self.objective if self.training else CrossEntropy()
+        return linear_cross_entropy(x, head.table(), targets_BT.flatten(), **objective.terms, ignore_index=IGNORED)
 
     def new_cache(self, batch: int, length: int | None = None) -> "Cache | None":
         """Empty decode state for up to `length` tokens (default block_size); None if a layer has no such state."""

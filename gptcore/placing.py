@@ -178,7 +178,11 @@ def _leave(tree: dict, below: dict, path: tuple[str, ...], switch: Switch, mark:
         current = next((v for v in values if v is not None), switch.default)
     joining: Any = kinds(switch.slot).get(current) if switch.slot and current else None
     if current == (switch.on or switch.default):
-        _put(tree, path, switch.off or switch.default, mark, problems)
+        instead = switch.off or switch.default
+        if instead == current:
+            where = ".".join(path[:-1] if switch.slot else path)
+            problems.append(f"{mark}: false alone leaves nothing in the place of {current!r}: choose another {where}")
+        _put(tree, path, instead, mark, problems)
     elif switch.on and hasattr(joining, "joined") and (fields := joining.joined([switch.on])):
         place = next(field for field, kind in fields.items() if kind == switch.on)
         inner = (*path[:-1], place)

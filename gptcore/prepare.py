@@ -5,6 +5,7 @@ all cores. Memory does not grow with the text, except with tiktoken and a text w
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -39,6 +40,7 @@ from .errors import DataError, UserError
 from .files import write_atomically, write_synced
 
 MODEL = "sentencepiece.model"  # a copy of what meta.pkl holds, for other programs
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # a disk that fails, not a place that is wrong
 MIN_SPLIT_TOKENS = 2  # one input and its target
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
@@ -94,8 +96,8 @@ def prepare(
     The folder changes in one step at the very end: whatever fails or is killed before leaves it as it was. Where it is
     already up to date (same text, tokenizer and split; files complete) nothing is written unless `force`.
 
-    Errors: UserError for a wrong argument; DataError for a missing, undecodable, empty or too short text, and where
-    another preparation of the folder is running.
+    Errors: UserError for a wrong argument, a missing file, a folder that cannot be written; DataError for a damaged,
+    empty or too short text, a full disk, and where another preparation of the folder is running.
     """
     folder = Path(out_dir)
     if not 0 < val_fraction < 1:
@@ -116,7 +118,9 @@ def prepare(
                 meta = present or _write(folder, source, survey, tok, wanted)
                 _copy_model(folder, before, meta.get("model"))
         except OSError as error:
-            raise DataError(f"cannot write the data folder {folder}: {error}.\nWhat was there is unchanged.") from error
+            kind = DataError if error.errno in FULL else UserError
+            reason = f"{error.strerror or error}; what was there is unchanged"
+            raise kind(f"cannot write the data folder {folder}: {reason}.") from error
     counts = {split: meta["files"][f"{split}.bin"]["tokens"] for split in SPLITS}
     return Prepared(
         folder, tok.name, tok.vocab_size, counts["train"], counts["val"], written=present is None,

@@ -184,4 +184,5 @@ def is_finished(folder: Path, run_identity: str) -> bool:
     except CheckpointError:
         return False
     ended = content["status"] in ("finished", "stopped") and content.get("identity") == run_identity
-    return ended and (folder / "last.pt").exists()
+    last = folder / "last.pt"
+    return ended and last.exists() and last.stat().st_size > 0

@@ -1,16 +1,18 @@
 """What a run tells: metrics.csv, run.json, TensorBoard when asked, and the terminal."""
 
+import contextlib
 import csv
 import io
 import re
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import write_json
 from .files import write_atomically
+from .runjson import write_json
 
 
 @dataclass(frozen=True)
@@ -38,32 +40,42 @@ def _line(values) -> str:
     return text.getvalue()
 
 
-class Metrics:
-    """metrics.csv: append-only and flushed, so that nothing is lost to kill -9."""
+class StepTable:
+    """A CSV file whose rows begin with a step: append-only and flushed, so that nothing is lost to kill -9."""
 
-    def __init__(self, folder: Path, resume_step: int | None):
-        self.path = folder / "metrics.csv"
+    def __init__(self, path: Path, columns: Sequence[str], resume_step: int | None):
+        self.path, self._columns = path, columns
         if resume_step is None or not self.path.exists():
-            write_atomically(self.path, _line(COLUMNS).encode())
+            write_atomically(self.path, _line(columns).encode())
         else:
             self._drop_after(resume_step)
         self._file = open(self.path, "a", encoding="utf-8", newline="")
 
     def _drop_after(self, step: int) -> None:
         """Rows that a killed process wrote after its last checkpoint will be written again by this one."""
-        kept = [_line(COLUMNS)]
+        kept = [_line(self._columns)]
         with open(self.path, encoding="utf-8", newline="") as file:
             for values in csv.reader(file):
-                if len(values) == len(COLUMNS) and values[0].isdigit() and int(values[0]) <= step:
+                if len(values) == len(self._columns) and values[0].isdigit() and int(values[0]) <= step:
                     kept.append(",".join(values) + "\n")
         write_atomically(self.path, "".join(kept).encode())
 
-    def write(self, row: Row) -> None:
-        self._file.write(_line(getattr(row, name) for name in COLUMNS))
+    def append(self, rows: Iterable[Iterable[Any]]) -> None:
+        self._file.write("".join(_line(values) for values in rows))
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+class Metrics(StepTable):
+    """metrics.csv, open for writing."""
+
+    def __init__(self, folder: Path, resume_step: int | None):
+        super().__init__(folder / "metrics.csv", COLUMNS, resume_step)
+
+    def write(self, row: Row) -> None:
+        self.append([[getattr(row, name) for name in COLUMNS]])
 
 
 class SampleLog:
@@ -133,7 +145,7 @@ class Screen:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, status=status)
         else:
-            print(f"step {step}/{self.total}  {status}", file=sys.stderr, flush=True)
+            self._print(f"step {step}/{self.total}  {status}")
 
     def say(self, text: str) -> None:
         if self.quiet:
@@ -141,6 +153,11 @@ class Screen:
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
+            self._print(text)
+
+    @staticmethod
+    def _print(text: str) -> None:
+        with contextlib.suppress(OSError):  # a reader that went away must not end a training
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -136,7 +136,7 @@ def _pass(model: GPT, batch: list[_Row], share: bool) -> list[tuple[float, bool]
         return _predict(model, batch, 0, None)
     cache = model.new_cache(len(contexts), common + rest)
     assert cache is not None
-    logits_at(model, _padded(model, [context[:common] for context in contexts]), [0], cache)
+    logits_at(model, padded(model, [context[:common] for context in contexts]), [0], cache)
     which = {context: i for i, context in enumerate(contexts)}
     index = torch.tensor([which[row.context] for row in batch], device=model.lm_head.weight.device)
     # A copy whose tensors have one line per row instead of one per context; the first dimension of all is the batch.
@@ -146,7 +146,7 @@ def _pass(model: GPT, batch: list[_Row], share: bool) -> list[tuple[float, bool]
 
 def _predict(model: GPT, batch: list[_Row], fed: int, cache: Cache | None) -> list[tuple[float, bool]]:
     """Feeds what is left of each row after its first `fed` tokens, which `cache` has seen."""
-    inputs_BT = _padded(model, [(row.context + row.target[:-1])[fed:] for row in batch])
+    inputs_BT = padded(model, [(row.context + row.target[:-1])[fed:] for row in batch])
     width = inputs_BT.shape[1]
     places = [i * width + len(row.context) - 1 - fed + k for i, row in enumerate(batch) for k in range(len(row.target))]
     logits_NV = logits_at(model, inputs_BT, places, cache).float()
@@ -160,7 +160,7 @@ def _predict(model: GPT, batch: list[_Row], fed: int, cache: Cache | None) -> li
     return [(values.sum().item(), bool(best.all())) for values, best in parts]
 
 
-def _padded(model: GPT, rows: Sequence[Sequence[int]]) -> Tensor:
+def padded(model: GPT, rows: Sequence[Sequence[int]]) -> Tensor:
     """Rows as one tensor, shorter ones filled up on the right, where a causal model does not look."""
     width = max(map(len, rows))
     return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=model.lm_head.weight.device)

@@ -158,7 +158,22 @@ def _build(task: TaskFile, num_fewshot: int | None) -> Any:
     if own is None or (num_fewshot is not None and own != 0):
         built.set_config(key="num_fewshot", value=num_fewshot or 0)
     built.set_fewshot_seed(seed=SEED)
+    _check_examples(task, built)
     return built
+
+
+def _check_examples(task: TaskFile, built: Any) -> None:
+    """UserError where there are too few documents to take examples from; one that is asked about is none of them."""
+    shots = built.get_config("num_fewshot") or 0
+    if not shots:
+        return
+    read = built.get_config
+    given = [split for split in ("training_split", "validation_split", "test_split") if read(split)]
+    asked = read("test_split") or read("validation_split")
+    source = read("fewshot_split") or (read(given[0]) if given else None)
+    spare = len(built.fewshot_docs()) - (source == asked)
+    if shots > spare:
+        raise UserError(f"task {task.name}: {shots} examples in each prompt, but only {spare} documents for them")
 
 
 def _check_metrics(task: TaskFile) -> None:

@@ -182,7 +182,10 @@ def _find(spec: str, task_path: Path | None) -> TaskFile:
             known = ", ".join(sorted(own)) or "none"
             alike = [known for known in harness if known[:2] == name[:2]]  # comparing with all 11,000 takes 1.5 s
             hint = nearest(name, list(own)) or nearest(name, alike)
-            raise UserError(f"no task {name!r}{hint} (own tasks: {known}; --task_path names a folder with more)")
+            raise UserError(
+                f"no task {name!r}{hint} (own tasks: {known}; --task_path names a folder with more; "
+                "groups of the harness are not read, name their tasks)"
+            )
         path = harness[name]
     task = _checked(name, path, task_path)
     if metric is not None and metric not in task.metrics:

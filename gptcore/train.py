@@ -16,13 +16,14 @@ import torch
 
 from .checkpoint import Restored, save
 from .config import Config, identity
+from .constants import ConstantsLog
 from .data import Dataset, Prefetcher, eval_batches, find_dataset, open_dataset, tokens_of, train_batch
 from .distill import distilling, load_teacher
 from .distributed import Parallel, World, world
 from .errors import CheckpointError, RunError, UserError
 from .hostmemory import keep_freed_memory
 from .interrupt import Interrupt
-from .kernel_choice import described, recorded, use_kernel
+from .kernel_choice import described, recorded, use_kernels
 from .losses import is_plain, make_objective
 from .model import GPT
 from .optim import make_optimizer, set_rate, settings_of
@@ -119,9 +120,12 @@ class Trainer:
             prepare_export(Path(t.export_wte_npy))
         if t.quant_scheduler != "static" and not any(name.endswith("strength") for name, _ in model.named_buffers()):
             raise UserError(f"train.quant_scheduler {t.quant_scheduler}: nothing in this model rounds")
-        self.kernels = use_kernel(model, t.kernel, where.device, getattr(torch, t.dtype))
         self.teacher = load_teacher(t.distill_from, m, dataset.meta, where.device) if t.distill_from else None
         model.objective = distilling(t, self.teacher) if self.teacher is not None else make_objective(t)
+        self.kernels = use_kernels(model, t.kernel_of, where.device, getattr(torch, t.dtype))
+        blocks: Any = model.transformer.h
+        for block in blocks:
+            block.mlp.recompute = t.kernels.recompute_mlp
         self.parallel = Parallel(model, where, t.parallel, t.compile)
         self.model = self.parallel.model
         self.optimizer = make_optimizer(self.model, t)
@@ -130,7 +134,7 @@ class Trainer:
         self.screen = Screen(t.max_iters, quiet or not where.is_main)
         for message in start.messages:
             self.screen.say(message)
-        self.screen.say(described(self.kernels))
+        self.screen.say("kernels: " + described(self.kernels))
         tokenizer = "tiktoken:gpt2" if dataset.meta is None else dataset.meta.get("tokenizer")
         if start.weights is not None and tokenizer != "tiktoken:gpt2":
             self.screen.say(
@@ -293,6 +297,7 @@ class Trainer:
         board = Board(self.folder, t.tensorboard and self.where.is_main, resume_step)
         if self.where.is_main:
             self.samples = SampleLog(self.folder, resume_step)
+        self.constants = ConstantsLog(self.model, self.folder, resume_step, is_main=self.where.is_main)
         self._describe()
         self.model.train()
         began = time.perf_counter() - p.elapsed_s
@@ -328,6 +333,7 @@ class Trainer:
             board.close()
             if metrics is not None:
                 metrics.close()
+            self.constants.close()
         status, reason = ended or ("finished", "")
         self._describe(status=status, reason=reason)
         return RunResult(self.folder, status, p.step, p.best_loss, p.best_step, reason)
@@ -382,6 +388,7 @@ class Trainer:
         self.screen.step(p.step, p.tokens, train_loss if train_loss is not None else val_loss or 0.0, val_loss)
         if val_loss is None:
             return None
+        self.constants.write(p.step)
         improved = p.best_loss is None or val_loss < p.best_loss
         if improved:
             p.best_loss, p.best_step, p.stale_evals = val_loss, p.step, 0

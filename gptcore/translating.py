@@ -29,8 +29,9 @@ def translate(pairs: Iterable[Pair], below: dict, problems: list[str], place: Pl
     `below` and `place` as in `placing.place`.
     """
     pairs = [_in_our_words(path, value) for path, value in pairs]
-    # What is switched off may change the meaning of what is switched on; without either the list is not read.
-    if all(_is_ours(path) and not (value is False and path[0] in all_switches()) for path, value in pairs):
+    # Of several switches one may change the meaning of another; without that the list is not read.
+    switches = {str(path[0]) for path, _ in pairs if len(path) == 1 and path[0] in all_switches()}
+    if len(switches) < 2 and all(_is_ours(path) for path, _ in pairs):
         return pairs
     known = flags()
     pairs = _together(pairs)

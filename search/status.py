@@ -192,6 +192,9 @@ class Picture:
     def _standing(self, config_hash: str, costs: Mapping[str, float]) -> Standing:
         trials = self.by_config.get(config_hash, [])
         name, seeds = self.name(trials[0]) if trials else "baseline", len(_losses(trials))
+        if seeds > 1:  # trials of a sweep are named with their seed, and this is a mean
+            parts = [part for part in name.split(", ") if part != f"seed={trials[0].seed}"]
+            name = ", ".join(parts) or "as the file says"
         return Standing(name, config_hash, _mean(trials), seeds, costs)
 
     def steps(self) -> tuple[StepTaken, ...]:

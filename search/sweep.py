@@ -14,7 +14,11 @@ code is 1 if any run of the file failed.
 
 import argparse
 import contextlib
+import errno
 import hashlib
+import os
+import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,9 +59,16 @@ def run(args: argparse.Namespace) -> int:
         print(note)
     if args.dry_run:
         print("\n".join(f"{i:>4}  {one.name}" for i, one in enumerate(plan.runs, 1)))
-        print(f"{len(plan.runs)} runs, all of them valid; nothing was started")
+        count = "1 run, which is" if len(plan.runs) == 1 else f"{len(plan.runs)} runs, all of them"
+        print(f"{count} valid; nothing was started")
         return 0
-    return _run(args, plan, retried, results_file)
+    if results_file is not None:
+        _check_place(results_file)
+    try:
+        return _run(args, plan, retried, results_file)
+    except KeyboardInterrupt:
+        print("all up to here is kept; the same command goes on", file=sys.stderr)
+        raise
 
 
 def _run(args: argparse.Namespace, plan: "Plan", retried: "tuple[State, ...]", results_file: Path | None) -> int:
@@ -161,3 +172,15 @@ def _results_file(name: str | None) -> Path | None:
     if name is not None and not name.endswith((".csv", ".yaml", ".yml", ".parquet")):
         raise UserError(f"--results_file {name}: a table is written as .csv, .yaml or .parquet")
     return None if name is None else Path(name)
+
+
+def _check_place(path: Path) -> None:
+    """UserError for a table that could not be written, with its folder made where that is missing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except OSError as error:
+        raise UserError(f"--results_file {path}: cannot be written: {error.strerror}; name another file") from error

@@ -19,19 +19,25 @@ GROUP_LISTS = ("named_static_groups", "named_variation_groups")
 REFERENCES = ("named_group_static", "named_group_variations", "named_group_alternates")
 BESIDE = ("named_group_settings", "parameter_groups")
 MOST = 100_000  # runs of a file; more are a mistake in it
+RUN_NAME = "${RUN_NAME}"
 YES, NO = ("true", "True", "yes", "on"), ("false", "False", "no", "off")
 NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A run as a file says it: settings by name, not yet checked. `groups` are named groups that it is made of."""
+    """A run as a file says it: settings by name, not yet checked. `groups` are named groups that it is made of.
+
+    `title` is what the classic runner calls it; `titled` are the settings that hold it.
+    """
 
     settings: Mapping[Key, Any]
     groups: tuple[str, ...] = ()
     grouped: frozenset[str] = frozenset()  # settings that a static group says
     common: frozenset[str] = frozenset()
     name: str = ""
+    title: str = ""
+    titled: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,27 @@ def classic(entry: dict, source: str, problems: list[str]) -> list[Draft]:
     known = set(_names(entry))
     lasts = (last.draft for part in groups.parts(node) for last in groups.unfold(part))
     return few((draft for last in lasts for draft in combinations(last, common, known)), source)
+
+
+def entitled(draft: Draft, stem: str) -> Draft:
+    """The draft with its title, also in place of `${RUN_NAME}`: its groups, then its values, with dashes.
+
+    What groups and the common group say is not part of it, nor are values that hold the title themselves.
+    """
+    titled = frozenset(str(k) for k, v in draft.settings.items() if isinstance(v, str) and RUN_NAME in v)
+    hidden = draft.common | draft.grouped | titled
+    parts = [*dict.fromkeys(draft.groups), *(str(v) for k, v in draft.settings.items() if k not in hidden)]
+    title = "-".join([stem, *parts])
+    settings = {key: _filled(value, title) for key, value in draft.settings.items()}
+    return replace(draft, settings=settings, title=title, titled=titled)
+
+
+def _filled(value: Any, title: str) -> Any:
+    if isinstance(value, str):
+        return value.replace(RUN_NAME, title)
+    if isinstance(value, dict):
+        return {key: _filled(child, title) for key, child in value.items()}
+    return [_filled(child, title) for child in value] if isinstance(value, list) else value
 
 
 def few(drafts: Iterable[Draft], source: str | Path) -> list[Draft]:

@@ -70,7 +70,8 @@ def _bars(found: Results) -> "Figure | None":
     axes.tick_params(left=False)
     axes.grid(axis="y", visible=False)
     more = f" (best {len(shown)} of {len(known)})" if len(known) > len(shown) else ""
-    axes.set_xlabel(f"validation loss above the lowest mean, nats{more}; the loss beside each bar")
+    # Of the figure: the layout makes no room for what is wider than the axes, and long names narrow them.
+    figure.supxlabel(f"validation loss above the lowest mean, nats{more}; the loss beside each bar", fontsize="medium")
     return figure
 
 

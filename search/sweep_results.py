@@ -18,7 +18,7 @@ from gptcore.yamlfile import Key
 from .ledger import Ledger
 from .paired import Interval, interval
 from .records import Trial
-from .sweep_runs import Plan, Run, classic_name
+from .sweep_runs import Plan, Run
 from .trial import FAILED
 from .view_records import Curve
 
@@ -134,7 +134,7 @@ def classic_log(found: Results, stem: str) -> str:
         trial, best = row.trial, min(row.curve, key=lambda point: point[1], default=None)
         documents.append(
             {
-                "formatted_name": classic_name(stem, row.run.draft), "config": _plain(row.run.draft.settings),
+                "formatted_name": row.run.draft.title, "config": _plain(row.run.draft.settings),
                 "best_val_loss": math.nan if trial.loss is None else trial.loss,
                 "best_val_iter": best[0] if best and trial.loss is not None else None,
                 "num_params": trial.params or None, "tokens": trial.tokens, "seconds": trial.seconds,

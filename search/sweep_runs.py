@@ -191,7 +191,7 @@ def _named(drafts: list[Draft]) -> list[tuple[str, str]]:
     everywhere = {group for draft in drafts[:1] for group in draft.groups if all(group in d.groups for d in drafts)}
 
     def said(draft: Draft, value: Mapping[str, Any], groups: bool, seed: bool) -> str:
-        hidden = draft.grouped if groups else frozenset()
+        hidden = draft.titled | (draft.grouped if groups else frozenset())
         parts = [draft.name] if draft.name else []
         parts += [g for g in dict.fromkeys(draft.groups) if g not in everywhere] if groups else []
         parts += [f"{short[k]}={shown(v)}" for k, v in value.items() if k in vary - hidden and (seed or k not in SEED)]
@@ -219,11 +219,4 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def classic_name(stem: str, draft: Draft) -> str:
-    """As the classic runner calls a run: its groups, then its values, with dashes."""
-    hidden = draft.common | draft.grouped
-    parts = [*dict.fromkeys(draft.groups), *(str(v) for k, v in draft.settings.items() if k not in hidden)]
-    return "-".join([stem, *parts])
-
-
-__all__ = ["Plan", "Run", "classic_name", "load", "shown"]
+__all__ = ["Plan", "Run", "load", "shown"]

@@ -13,6 +13,8 @@ list of them):
     named_variation_groups: [{named_group: b, named_group_alternates: [a, c]}]   for `named_group_variations: [b]`
     named_group_alternates: [a, b]               one after another, static or variation
     named_group_settings: {...}                  the same as its settings written beside it
+    named_group_libraries: [groups.yaml]         files of named groups, relative to this one
+    export_wte_npy: npy/${RUN_NAME}.npy          the name that the classic runner gives the run, in any text
 
 Our own:
 
@@ -23,7 +25,6 @@ Our own:
 
 Names are flat or dotted in both. The value `default` leaves a setting out. In the classic formats numbers may be
 written as text, and yes/no as words. A setting that is said twice with different values is an error, wherever.
-Not covered: `named_group_libraries`; `${RUN_NAME}` (runs have folders of their own).
 """
 
 import re
@@ -33,11 +34,12 @@ from pathlib import Path
 from typing import Any
 
 from gptcore.errors import UserError
-from gptcore.yamlfile import parse
+from gptcore.yamlfile import Key, parse
 
-from .sweep_expand import Draft, Part, Wrong, classic, combinations, few, join, key_of
+from .sweep_expand import GROUP_LISTS, Draft, Part, Wrong, classic, combinations, entitled, few, join, key_of
 
 DEFAULT = "default"
+LIBRARIES = "named_group_libraries"
 OURS = ("baseline", "base", "overrides", "grid", "runs")
 
 
@@ -79,14 +81,15 @@ def read(path: Path) -> SweepFile:
         base, base_mark, overrides, drafts = _nested(ours[0], path, problems)
     for document in [] if ours else documents:
         try:
-            drafts += classic(document, str(path), problems)
+            drafts += classic(_with_libraries(document, path), str(path), problems)
         except Wrong as wrong:
             problems.append(str(wrong))
     if not drafts and not problems:
         problems.append(f"{path}:1: no runs in this file")
     if problems:
         raise SweepError(problems)
-    return SweepFile(path, text, base, base_mark, overrides, tuple(drafts), not ours)
+    titled = tuple(entitled(draft, path.stem) for draft in drafts)
+    return SweepFile(path, text, base, base_mark, overrides, titled, not ours)
 
 
 def _documents(path: Path, problems: list[str]) -> tuple[str, list[Any]]:
@@ -111,6 +114,44 @@ def _documents(path: Path, problems: list[str]) -> tuple[str, list[Any]]:
         if not isinstance(entry, dict):
             problems.append(f"{path}: a sweep is a mapping of names to values, or a list of them, not {entry!r}")
     return text, entries
+
+
+def _with_libraries(entry: dict, path: Path) -> dict:
+    """The entry with the named groups of its libraries in front of its own. Wrong where two files define one name."""
+    if LIBRARIES not in entry:
+        return entry
+    mark, said = key_of(entry, LIBRARIES).mark, entry[LIBRARIES]
+    files = said if isinstance(said, list) else [said] if said is not None else []
+    if not all(isinstance(file, str) for file in files):
+        raise Wrong(f"{mark}: {LIBRARIES}: expected files, not {said!r}")
+    sources = [(file, _library(path.parent / file, mark)) for file in dict.fromkeys(files)]
+    own = {name: entry.get(name) or [] for name in GROUP_LISTS}
+    found: dict[str, list] = {name: [] for name in GROUP_LISTS}
+    origin: dict[str, str] = {}
+    for file, groups in [*sources, (path.name, own)]:
+        for name, listed in groups.items():
+            listed = listed if isinstance(listed, list) else [listed]
+            found[name] += listed
+            for group in (str(one["named_group"]) for one in listed if isinstance(one, dict) and "named_group" in one):
+                if (first := origin.setdefault(group, file)) != file:
+                    raise Wrong(f"{mark}: {LIBRARIES}: group {group!r} is defined in {first} and in {file}")
+    rest = {key: value for key, value in entry.items() if key not in (LIBRARIES, *GROUP_LISTS)}
+    keys = {name: next((key for key in entry if key == name), Key(name, mark)) for name in GROUP_LISTS}
+    return {keys[name]: listed for name, listed in found.items() if listed} | rest
+
+
+def _library(file: Path, mark: str) -> dict:
+    problems: list[str] = []
+    if not file.is_file():
+        raise Wrong(f"{mark}: {LIBRARIES}: no file {file}; it is looked up relative to the sweep file")
+    _, entries = _documents(file, problems)
+    if problems:
+        raise Wrong("\n".join(problems))
+    if len(entries) != 1:
+        raise Wrong(f"{file}: a library of groups is one mapping, not {len(entries)} entries")
+    if unknown := [key for key in entries[0] if key not in GROUP_LISTS]:
+        raise Wrong(f"{unknown[0].mark}: a library of groups has {' and '.join(GROUP_LISTS)}, not {unknown[0]}")
+    return {name: entries[0].get(name) or [] for name in GROUP_LISTS}
 
 
 def _nested(entry: dict, path: Path, problems: list[str]) -> tuple[Any, str, tuple[str, ...], list[Draft]]:

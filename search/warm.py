@@ -101,7 +101,8 @@ class Server:
                 self._answer(id=self.running.pop(pid), code=code)
 
     def _answer(self, **words: int) -> None:
-        os.write(self.answers, json.dumps(words).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # the coordinator is dead: stdin will say so, and end all
+            os.write(self.answers, json.dumps(words).encode() + b"\n")
 
 
 def ended(pid: int) -> int | None:

@@ -10,8 +10,9 @@ import torch
 
 import kernels.attention
 from gptcore.errors import UserError
-from gptcore.kernel_choice import use_kernel
+from gptcore.kernel_choice import PARTS, use_kernels
 from gptcore.loader import from_dict
+from gptcore.losses import CrossEntropy
 from gptcore.model import GPT
 from kernels import launch_table
 from kernels.launch_table import Launch
@@ -31,7 +32,14 @@ VARIANTS = {
     "sigmoid, softcap": {"attention": {"n_head": 2, "softcap": 3.0, "softmax": {"kind": "sigmoidmax"}}},
     "latent": {"attention": {"kind": "mla", "n_head": 2, "softmax": CONSMAX}, "position": "rotary"},
 }  # fmt: skip
-MODEL = {"n_layer": 1, "n_embd": 32, "block_size": 24, "vocab_size": 31, "embedding": {"init_std": 1.0}}
+MODEL = {
+    "n_layer": 1,
+    "n_embd": 32,
+    "attention": {"n_head": 2},
+    "block_size": 24,
+    "vocab_size": 31,
+    "embedding": {"init_std": 1.0},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -54,9 +62,9 @@ def calls(monkeypatch):
     return made
 
 
-def made(variant, kernel, **more):
+def made(variant, kernel, parts=("attention",), **more):
     torch.manual_seed(0)
-    model = GPT(from_dict({"model": {**MODEL, **VARIANTS[variant], **more}}).model)
+    model = GPT(from_dict({"model": {**MODEL, **(VARIANTS | WHOLE)[variant], **more}}).model)
     # At first all heads weigh alike, scores are next to nothing, and ConSmax adds little to the residual stream.
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -64,7 +72,7 @@ def made(variant, kernel, **more):
                 p += torch.linspace(0.0, 0.3, len(p))
             elif "attn" in name and p.dim() == 2:
                 p *= 10
-    use_kernel(model, kernel, torch.device("cpu"), torch.float32)
+    use_kernels(model, lambda part: kernel if part in parts else "reference", torch.device("cpu"), torch.float32)
     return model
 
 
@@ -89,6 +97,40 @@ def test_logits_and_gradients(variant, calls):
     assert calls == ["attention"]
     for name, want in outcomes["reference"].items():
         close(outcomes["triton"][name], want, name)
+
+
+WHOLE = {
+    "layernorm, gelu": {},
+    "rmsnorm, swiglu, rotary, normed queries": {
+        "attention": {"n_head": 2, "n_kv_head": 1, "qk_norm": "rmsnorm"}, "mlp": "swiglu", "norm": "rmsnorm",
+        "position": {"kind": "rotary", "length": 10}, "bias": False,
+    },
+    "peri, squared relu, narrow table": {
+        "block": {"kind": "sequential", "placement": "peri"}, "embedding": {"width": 24, "init_std": 1.0},
+        "mlp": {"kind": "mlp", "activation": "squared_relu"}, "position": "soap",
+    },
+    "parallel, reglu": {"block": "parallel", "mlp": "reglu", "norm": {"kind": "layernorm", "scale": "none"}},
+}  # fmt: skip
+
+
+def gradients(model, objective=None):
+    model.objective = objective or model.objective
+    logits, loss = model(tokens(), tokens(seed=2))
+    loss.backward()
+    return logits, {"loss": loss.detach()} | {n: p.grad for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("variant", WHOLE)
+def test_every_part_by_a_kernel(variant):
+    """Loss and gradients of a model all of whose parts run by kernels; its logits never exist."""
+    objective = CrossEntropy(smoothing=0.1, z=1e-2) if variant.startswith("rms") else None
+    _, want = gradients(made(variant, "reference"), objective)
+    model = made(variant, "triton", PARTS)
+    model.transformer.h[0].mlp.recompute = variant.startswith("peri")
+    logits, got = gradients(model, objective)
+    assert logits is None
+    for name, x in want.items():
+        close(got[name], x, name)
 
 
 @pytest.mark.parametrize("variant", ["lobo, window, alibi", "consmax, groups, alibi", "latent"])

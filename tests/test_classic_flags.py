@@ -276,6 +276,10 @@ CASES = [
     # together
     ({"use_pre_ln": False, "use_peri_ln": True}, {"model.block.placement": "output"}),
     ({"use_pre_ln_attn": False, "use_peri_ln_attn": True}, {"model.block.placement_attn": "output"}),
+    ({"use_pre_ln": True, "use_peri_ln": True}, {"model.block.placement": "peri"}),
+    ({"use_pre_ln": True, "use_peri_ln": True, "use_post_ln": False}, {"model.block.placement": "peri"}),
+    ({"use_pre_ln_attn": True, "use_peri_ln_attn": True, "use_pre_ln_mlp": True, "use_peri_ln_mlp": True},
+     {"model.block.placement_attn": "peri", "model.block.placement_mlp": "peri"}),
     ({"use_pre_ln": False, "use_post_ln": True}, {"model.block.placement": "post"}),
     ({"use_rotary_embeddings": True, "rope_variant": "soap"}, {"model.position.kind": "soap"}),
     ({"rope_variant": "soap", "use_abs_pos_embeddings": False, "use_rotary_embeddings": True, "sym_rot_num_angles": 64},
@@ -383,3 +387,16 @@ def test_the_command(capsys, tmp_path):
     assert "did you mean 'wandb_log'" in capsys.readouterr().err
     assert main(["config", "flags", "--markdown", str(tmp_path / "flags.md")]) == 0
     assert (tmp_path / "flags.md").read_text() == markdown()
+
+
+@pytest.mark.parametrize("unit", ["", "_attn", "_mlp"])
+def test_norms_that_no_placement_has_together(unit):
+    """There the sum is normalised besides what goes into a sub-layer, or comes out of it."""
+    for other in ("use_pre_ln", "use_peri_ln"):
+        with pytest.raises(ConfigError, match="contradict"):
+            from_dict({f"use_post_ln{unit}": True, f"{other}{unit}": True})
+
+
+def test_a_block_without_any_norm_must_be_asked_for():
+    with pytest.raises(ConfigError, match=r"false alone leaves nothing .* choose another model\.block\.placement"):
+        from_dict({"use_pre_ln": False})

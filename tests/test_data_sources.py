@@ -141,7 +141,7 @@ def test_bad_records_leave_the_folder_alone(tmp_path, name, content, error, mess
 def test_parquet_is_no_plain_text(tmp_path):
     with pytest.raises(UserError, match="--field"):
         prepare(tmp_path / "t.parquet", tmp_path / "out", "byte")
-    with pytest.raises(DataError, match="cannot read"):
+    with pytest.raises(UserError, match="cannot read"):
         prepare(tmp_path / "none.parquet", tmp_path / "out", "byte", fields=["text"])
 
 
@@ -213,7 +213,7 @@ def test_no_server_and_other_schemes(tmp_path):
 def test_unwritable_output(tmp_path, capsys):
     (tmp_path / "t.txt").write_text("some text\n" * 30)
     (tmp_path / "file").write_text("in the way")
-    assert cli.main(["data", "build", str(tmp_path / "t.txt"), "--out", str(tmp_path / "file" / "out")]) == 1
+    assert cli.main(["data", "build", str(tmp_path / "t.txt"), "--out", str(tmp_path / "file" / "out")]) == 2
     assert "cannot write the data folder" in capsys.readouterr().err
 
 

@@ -12,6 +12,7 @@ import yaml
 from test_train import rows, same_state, wait_for_step
 
 from gptcore import checkpoint
+from gptcore.constants import read_constants
 from gptcore.loader import from_dict
 from gptcore.train import train
 
@@ -23,7 +24,10 @@ TOLERANCE = 8 * torch.finfo(torch.float32).eps * STEPS * 4
 
 def settings(corpus: str, folder, mode: str) -> dict:
     return {
-        "model": {"n_layer": 2, "n_embd": 16, "block_size": 16, "attention": {"n_head": 2}, "norm": "rmsnorm"},
+        "model": {
+            "n_layer": 2, "n_embd": 16, "block_size": 16, "norm": "rmsnorm",
+            "attention": {"n_head": 2, "softmax": {"kind": "softmax", "lobo": "learned"}},
+        },
         "data": {"dataset": corpus},
         "train": {
             "out_dir": str(folder), "batch_size": 4, "gradient_accumulation_steps": 4, "max_iters": STEPS,
@@ -74,6 +78,8 @@ def test_two_processes_are_one(mode, corpus, tmp_path):
         for column in ("train_loss", "val_loss"):
             assert bool(a[column]) == bool(b[column])
             assert not a[column] or abs(float(a[column]) - float(b[column])) <= TOLERANCE, (a, b)
+    for a, b in zip(read_constants(one.folder), read_constants(two), strict=True):  # sharded or not
+        assert (a.step, a.layer, a.head) == (b.step, b.layer, b.head) and abs(a.value - b.value) <= TOLERANCE
     assert set(os.listdir(two)) == set(os.listdir(one.folder)) | {"ppa"}  # the report comes with the command
 
     process = launch(settings(corpus, killed, mode), tmp_path / "killed.yaml")
@@ -82,6 +88,7 @@ def test_two_processes_are_one(mode, corpus, tmp_path):
     finish(launch(settings(corpus, killed, mode), tmp_path / "killed.yaml"))
     assert checkpoint.read_run(killed)["resumed_at"] in range(40, STEPS, 20)
     assert rows(killed) == double and same_state(killed, two)
+    assert (killed / "constants.csv").read_bytes() == (two / "constants.csv").read_bytes()
 
     # A checkpoint of two processes continues on one.
     more = settings(corpus, two, mode)

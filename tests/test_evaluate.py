@@ -274,6 +274,14 @@ def test_text_through_the_command(command, run_folder, tmp_path):
     assert f"{written['result']['bits_per_byte']:.4f}" in out
     assert (written["identity"], written["step"], written["start"]) == ("i", 7, "line feed")
     assert len(written["model_hash"]) == 64 and written["versions"]["torch"]
+    assert command("--out_dir", run_folder, "--text", tmp_path / "note.txt", "--checkpoint", "last.pt")[0] == 0
+    assert json.loads((run_folder / "eval" / "text-note-last.json").read_text())["checkpoint"] == "last.pt"
+    assert json.loads((run_folder / "eval" / "text-note.json").read_text()) == written  # not replaced
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "note.txt").write_text(text + "the box\n")
+    assert command("--out_dir", run_folder, "--text", tmp_path / "other" / "note.txt")[0] == 0
+    names = sorted(path.name for path in (run_folder / "eval").glob("text-note-*.json"))
+    assert len(names) == 2 and json.loads((run_folder / "eval" / "text-note.json").read_text()) == written
 
 
 def test_bad_input(command, run_folder, tmp_path):
@@ -282,6 +290,9 @@ def test_bad_input(command, run_folder, tmp_path):
     here = ("--out_dir", run_folder)
     for argv, code, words in [
         ((*here,), 2, "nothing to evaluate"),
+        ((*here, "--text", tmp_path / "greek.txt", "--limit", "5"), 2, "--limit belongs to --tasks"),
+        ((*here, "--text", tmp_path / "greek.txt", "--num_fewshot", "5"), 2, "--num_fewshot belongs to --tasks"),
+        ((*here, "--tasks", "mmlu"), 2, "groups of the harness are not read"),
         (("--out_dir", tmp_path / "none", "--text", tmp_path / "greek.txt"), 2, "no folder"),
         ((*here, "--text", tmp_path / "gone.txt"), 2, "cannot read"),
         ((*here, "--text", tmp_path / "bytes.txt"), 2, "not UTF-8 text (byte 3)"),
@@ -293,6 +304,10 @@ def test_bad_input(command, run_folder, tmp_path):
     ]:
         found, _, err = command(*argv)
         assert (found, err.count("Traceback")) == (code, 0) and words in err
+    last = torch.load(run_folder / "last.pt", weights_only=True)
+    torch.save(last | {"tokenizer": {"tokenizer": "wordpiece:3"}}, run_folder / "future.pt")
+    code, _, err = command(*here, "--text", tmp_path / "greek.txt", "--checkpoint", "future.pt")
+    assert code == 1 and f"{run_folder}/future.pt: " in err and "'wordpiece:3'" in err
     for path in run_folder.glob("*.pt"):
         path.unlink()
     code, _, err = command(*here, "--text", tmp_path / "greek.txt")

@@ -27,7 +27,7 @@ from gptcore.model import GPT
 from gptcore.pretrained import load_pretrained
 from gptcore.scoring import windows
 from gptcore.task_run import _resampled, run_task, score_tasks
-from gptcore.tasks import DEFAULT_METRICS, find_tasks
+from gptcore.tasks import DEFAULT_METRICS, OWN_FOLDER, find_tasks
 from gptcore.tokenizer import CharTokenizer, Tokenizer
 from tests.conftest import WORDS
 
@@ -306,6 +306,8 @@ def test_few_shot_examples_come_into_the_prompt(sides, tasks, monkeypatch):
     monkeypatch.setattr(Requests, "loglikelihood", lambda self, pairs: seen.extend(pairs) or answer(self, pairs))
     (task,) = find_tasks(["choose"], tasks)
     assert run_task(ours.model, ours.tokenizer, task, num_fewshot=2).num_fewshot == 2
+    with pytest.raises(UserError, match="1000 examples in each prompt, but only"):
+        run_task(ours.model, ours.tokenizer, task, num_fewshot=1000)
     assert all(context.count("\n\n") == 2 for context, _ in seen)
 
 
@@ -341,10 +343,17 @@ def test_tasks_through_the_commands(run_folder, tasks, tmp_path, monkeypatch, ca
     assert cli.main([*named, "--tasks", "choose,write", "--limit", "5", "--num_fewshot", "1"]) == 0
     head, choose, *_ = capsys.readouterr().out.splitlines()
     assert head.split()[:4] == ["task", "metric", "value", "stderr"] and choose.split()[:2] == ["choose", "acc"]
-    content = json.loads((run_folder / "eval" / "choose.json").read_text())
+    assert not (run_folder / "eval" / "choose.json").exists()  # the place of what is scored on all documents
+    content = json.loads((run_folder / "eval" / "choose-1shot-first5.json").read_text())
     assert (content["identity"], content["limit"], content["result"]["num_fewshot"]) == ("x", 5, 1)
     assert content["result"]["config"]["doc_to_text"] == "{{question}}"
     assert content["versions"]["lm_eval"] and len(content["model_hash"]) == 64
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tasks, OWN_FOLDER)
+    assert cli.main(["sample", "--out_dir", str(run_folder), "--lm_eval_tasks", "choose"]) == 0
+    short = json.loads((run_folder / "eval" / "choose.json").read_text())
+    assert (short["model_hash"], short["identity"], short["run"]) == (content["model_hash"], "x", str(run_folder))
+    assert short["dtype"] == "float32" and short["limit"] is None
     assert cli.main(["sample", "--out_dir", str(run_folder), "--lm_eval_tasks", "shakespeare_line"]) == 2
     assert "has no token for" in capsys.readouterr().err
     shutil.copytree(tasks, tmp_path / "damaged")

@@ -4,13 +4,18 @@ import csv
 import io
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
-from gptcore.checkpoint import write_json
+from gptcore.analysis.runs import differing_settings, find_runs
+from gptcore.checkpoint import config_of, write_json
 from gptcore.cli import main
+from gptcore.config import flatten
 from gptcore.loader import from_dict
 from gptcore.train import train
+from gptcore.yamlfile import dump
 
 
 @pytest.fixture
@@ -118,3 +123,67 @@ def test_mistakes(tmp_path, capsys):
     assert main(["inspect", str(tmp_path / "nowhere")]) == 2
     assert main(["inspect", str(tmp_path)]) == 1
     assert "no runs below" in capsys.readouterr().err
+
+
+def without_torch(folder) -> bool:
+    """Whether a process of its own makes the table and never imports torch."""
+    code = (
+        "import sys; from gptcore.cli import main; code = main(['inspect', sys.argv[1]]); "
+        "sys.exit(code or 3 * ('torch' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+    assert done.returncode in (0, 3), done.stderr
+    return done.returncode == 0
+
+
+def settings_of(rows) -> dict:
+    return {row.folder.name: row.settings for row in rows}
+
+
+def resolved(*folders) -> dict:
+    """By the definition: every knob that this version has."""
+    return {
+        f.name: {k: v for k, v in flatten(config_of(f)).items() if k not in ("train.out_dir", "train.init_from")}
+        for f in folders
+    }
+
+
+def test_settings_need_no_torch(runs):
+    a, b = runs / "deep" / "a", runs / "deep" / "b"
+    assert without_torch(runs)
+    assert settings_of(find_runs(runs / "deep")) == resolved(a, b)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """What two trainers would have left, but for weights."""
+    for name, softmax in (("a", "softmax"), ("b", "consmax")):
+        config = from_dict({"n_layer": 1, "softmax_variant_attn": softmax})
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "run.json", {"status": "finished"})
+        (tmp_path / name / "config.yaml").write_text(f"# identity x\n{dump(config.model_dump(mode='json'))}")
+    return tmp_path
+
+
+CHANGES = ("a knob that is new", "a file by hand", "both")
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_settings_of_other_versions_are_resolved(written, change):
+    a, b = written / "a", written / "b"
+    lines = (b / "config.yaml").read_text().splitlines(keepends=True)
+    assert any("tie_embeddings" in line for line in lines)
+    if change != CHANGES[1]:  # as a version wrote it that did not have the knob
+        (b / "config.yaml").write_text("".join(line for line in lines if "tie_embeddings" not in line))
+    if change != CHANGES[0]:
+        (a / "config.yaml").write_text("n_layer: 1\n")
+    found = find_runs(written)
+    assert settings_of(found) == resolved(a, b)
+    assert differing_settings(found)[0] == "model.attention.softmax.kind"
+    assert not any("tie_embeddings" in name for name in differing_settings(found))
+
+
+def test_seeded_fault_names_that_are_not_compared(written, monkeypatch):
+    monkeypatch.setattr("gptcore.analysis.runs._agree", lambda rows: True)
+    with pytest.raises(AssertionError):
+        test_settings_of_other_versions_are_resolved(written, CHANGES[0])

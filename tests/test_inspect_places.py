@@ -9,9 +9,9 @@ from gptcore.analysis.bit_plan import loss_with, plan_activations, plan_weights,
 from gptcore.analysis.measure import measure_activations, measure_weights
 from gptcore.analysis.probe import Place, Probe
 from gptcore.analysis.rounding import matrices_of, own_places
-from gptcore.analysis.weighting import constants_of
 from gptcore.checkpoint import load_model
 from gptcore.config import canonical
+from gptcore.constants import constants_of
 from gptcore.loader import load
 from gptcore.registry import kinds
 from gptcore.yamlfile import dump
@@ -146,7 +146,7 @@ def test_constants_are_those_in_force():
     model = fresh(attention={"n_head": H, "softmax": softmax}).loaded.model
     with torch.no_grad():
         model.transformer.h[1].attn.softmax.beta_factor[1] = 1.5
-    found = {(c.layer, c.head, c.name): c.value for c in constants_of(model, 0, "")}
+    found = {(c.layer, c.head, c.name): c.value for c in constants_of(model, 0)}
     assert found[1, 1, "beta"] == 4.5 and found[1, 1, "beta_factor"] == 1.5
     assert found[0, 1, "beta"] == 3.0 and found[1, 0, "gamma"] == 50.0
 

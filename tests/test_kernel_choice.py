@@ -1,4 +1,4 @@
-"""Which code computes attention, why, and whether both compute the same; what needs Triton runs in other processes.
+"""Which code computes a part, why, and whether both compute the same; what needs Triton runs in other processes.
 
 Legend as in gptcore.softmax: B batch, H query heads, K key/value heads, T queries, S keys.
 """
@@ -16,7 +16,7 @@ import torch
 from gptcore import kernel_choice
 from gptcore.config import Dims, identity
 from gptcore.errors import UserError
-from gptcore.kernel_choice import Choice, choose, spans, use_kernel
+from gptcore.kernel_choice import PARTS, Choice, choose, spans, use_kernels
 from gptcore.loader import from_dict
 from gptcore.masking import CausalMask
 from gptcore.model import GPT
@@ -163,17 +163,56 @@ def a_gpu(monkeypatch):
     monkeypatch.setattr(kernel_choice, "_platform", lambda device, dtype: (None, "compute capability 9.0"))
 
 
+def all_parts(kernel):
+    return lambda part: kernel
+
+
 def test_layers_are_grouped(a_gpu):
     other = {"attention": {"n_head": 2, "softmax": "sigsoftmax"}}
     model = GPT(model_of(layers=[{"repeat": 2}, {"repeat": 1, **other}, {"repeat": 1}]))
-    groups = use_kernel(model, "auto", CUDA, torch.bfloat16)
+    groups = use_kernels(model, all_parts("auto"), CUDA, torch.bfloat16)
     assert kernel_choice.described(groups) == (
-        "attention: triton in layers 0-1, 3 (compute capability 9.0); "
-        "reference in layer 2 (no kernel weighs like sigsoftmax)"
+        "triton: attention in layers 0-1, 3, mlp, norm, loss (compute capability 9.0); "
+        "reference: attention in layer 2 (no kernel weighs like sigsoftmax)"
     )
-    with pytest.raises(UserError, match="layer 2: train.kernel triton: no kernel weighs like sigsoftmax"):
-        use_kernel(model, "triton", CUDA, torch.bfloat16)
-    assert spans([0, 2, 3, 4, 9]) == "layers 0, 2-4, 9"
+    with pytest.raises(
+        UserError, match="layer 2: train.kernel triton: no kernel weighs .*train.kernels.attention=auto"
+    ):
+        use_kernels(model, all_parts("triton"), CUDA, torch.bfloat16)
+    assert spans([0, 2, 3, None, 4, 9]) == "layers 0, 2-4, 9, outside of layers"
+
+
+def test_parts_are_told_apart(a_gpu):
+    config = from_dict({"model": model_of(position="rotary").model_dump(), "train": {
+        "kernel": "triton", "kernels": {"norm": "reference", "loss": "auto"}}})  # fmt: skip
+    model = GPT(config.model)
+    groups = use_kernels(model, config.train.kernel_of, CUDA, torch.bfloat16)
+    assert {group.part: group.choice.path for group in groups} == {
+        "attention": "triton", "mlp": "triton", "norm": "reference", "position": "triton", "loss": "triton",
+    }  # fmt: skip
+    assert [group.part for group in groups] == list(PARTS)
+    assert {group.part: group.layers for group in groups}["norm"] == (0, 1, 2, 3, None)
+    assert identity(config) == identity(from_dict({"model": model_of(position="rotary").model_dump()}))
+
+
+@pytest.mark.parametrize("part, changes, word", [
+    ("mlp", {"mlp": {"kind": "mlp", "activation": "mish"}}, "mish"), ("mlp", {"mlp": "dual_path"}, "dual_path"),
+    ("mlp", {"mlp": {"kind": "swiglu", "linear": "bitlinear"}}, "bitlinear"), ("mlp", {"mlp": "kan"}, "kan"),
+    ("mlp", {"mlp": {"kind": "mlp", "rounding": {"output": 8}}}, "rounds"), ("norm", {"norm": "dact"}, "dact"),
+])  # fmt: skip
+def test_what_else_has_no_kernel_says_why(a_gpu, part, changes, word):
+    groups = use_kernels(GPT(model_of(**changes)), all_parts("auto"), CUDA, torch.bfloat16)
+    assert [(g.choice.path, word in g.choice.reason) for g in groups if g.part == part] == [("reference", True)]
+    assert {g.choice.path for g in groups if g.part != part} == {"triton"}
+
+
+def test_a_loss_that_needs_logits_has_them():
+    model, x = GPT(model_of()), torch.zeros(1, 8, dtype=torch.long)
+    assert not model._needs_logits()
+    model.objective = lambda logits, targets, idx: logits.mean()
+    assert model._needs_logits() and not model.eval()._needs_logits()
+    assert GPT(model_of(softmax_output="consmax"))._needs_logits()
+    assert model(x, x)[0] is not None
 
 
 @pytest.mark.parametrize("changes, word", [
@@ -184,7 +223,7 @@ def test_layers_are_grouped(a_gpu):
 def test_what_has_no_kernel_says_why(a_gpu, changes, word):
     with torch.device("meta"):
         model = GPT(model_of(**{**changes, "n_layer": 1}))
-    (group,) = use_kernel(model, "auto", CUDA, torch.bfloat16)
+    group, *_ = use_kernels(model, all_parts("auto"), CUDA, torch.bfloat16)
     assert group.choice.path == "reference" and word.replace("\\", "") in group.choice.reason
 
 
@@ -194,9 +233,11 @@ def test_a_run_says_what_ran(corpus, tmp_path, capfd):
         "train": {"out_dir": str(tmp_path / "run"), "max_iters": 1, "eval_iters": 1, "device": "cpu"},
     }  # fmt: skip
     train(from_dict(settings))
-    assert "attention: reference in layers 0-1 (device cpu is no GPU)" in capfd.readouterr().err
+    assert "kernels: reference: attention, mlp, norm, loss (device cpu is no GPU)" in capfd.readouterr().err
     kept = json.loads((tmp_path / "run" / "run.json").read_text())["kernels"]
-    assert kept == [{"layers": [0, 1], "path": "reference", "reason": "device cpu is no GPU"}]
+    layers = {"attention": [0, 1], "mlp": [0, 1], "norm": [0, 1, None], "loss": [None]}
+    assert kept == [{"part": part, "layers": where, "path": "reference", "reason": "device cpu is no GPU"}
+                    for part, where in layers.items()]  # fmt: skip
     other = {**settings, "train": {**settings["train"], "kernel": "reference"}}
     assert identity(from_dict(other)) == identity(from_dict(settings))
     if not kernel_choice.INTERPRETED:
@@ -228,7 +269,8 @@ config = from_dict({{"model": {{"n_layer": 1, "n_embd": 16, "block_size": 8, "vo
                                "attention": {{"n_head": 2, "softmax": "consmax"}}}}}})
 model, x = GPT(config.model), torch.zeros(2, 8, dtype=torch.long)
 model(x, x)[1].backward()
-print([name for name in sys.modules if name.split(".")[0] == "triton" or name == "kernels.attention"])
+print([name for name in sys.modules if name.split(".")[0] == "triton" or name in
+       ("kernels.attention", "kernels.mlp", "kernels.norms", "kernels.rotary", "kernels.linear_cross_entropy")])
 """
 
 
@@ -240,20 +282,21 @@ def test_triton_is_not_imported_on_a_cpu():
 def test_all_works_where_triton_is_missing(corpus, tmp_path):
     more = f"""
 from gptcore.errors import UserError
-from gptcore.kernel_choice import use_kernel
+from gptcore.kernel_choice import use_kernels
 settings = {{"model": config.model, "data": {{"dataset": {corpus!r}}},
             "train": {{"out_dir": {str(tmp_path / "run")!r}, "max_iters": 2, "eval_iters": 1, "device": "cpu"}}}}
 print(gptcore.train.train(from_dict({{**settings, "model": {{"n_layer": 1, "n_embd": 16, "block_size": 8,
     "attention": {{"n_head": 2, "softmax": "consmax"}}}}}}), quiet=True).status)
 try:
-    use_kernel(model, "triton", torch.device("cpu"), torch.float32)
+    use_kernels(model, lambda part: "triton" if part == "attention" else "auto", torch.device("cpu"), torch.float32)
 except UserError as error:
     print(error)
 """
     out = python("-c", STEP.format(block='; sys.modules["triton"] = None') + more).splitlines()
     assert out[1:] == [
         "finished",
-        "layer 0: train.kernel triton: the package triton is not installed; auto takes plain torch there",
+        "layer 0: train.kernel triton: the package triton is not installed; "
+        "train.kernels.attention=auto takes plain torch there",
     ]
 
 

@@ -136,9 +136,9 @@ def test_wrong_fraction(tmp_path, fraction):
 
 
 def test_missing_text(tmp_path):
-    with pytest.raises(DataError, match="cannot read the text"):
+    with pytest.raises(UserError, match="cannot read the text .*none.txt: there is no such file"):
         prepare(tmp_path / "none.txt", tmp_path / "out", "char")
-    with pytest.raises(DataError, match="cannot read the text"):
+    with pytest.raises(UserError, match="cannot read the text .*: is a folder"):
         prepare(tmp_path, tmp_path / "out", "char")
 
 

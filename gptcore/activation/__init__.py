@@ -22,6 +22,10 @@ class Activation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def kernel_name(self) -> str | None:
+        """What `kernels.mlp` calls this very function; None where it has none."""
+        return None
+
     @staticmethod
     def per_element(config: KindConfig) -> Mapping[str, int]:
         """Primitive operations for one element of the result."""

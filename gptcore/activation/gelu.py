@@ -19,6 +19,9 @@ class GELU(Activation):
     def forward(self, x):
         return F.gelu(x, approximate=self.config.approximate)
 
+    def kernel_name(self):
+        return "gelu" if self.config.approximate == "none" else "gelu_tanh"
+
     @staticmethod
     def per_element(config):
         # exact: x/2 (1 + erf(x/sqrt 2)); tanh: x/2 (1 + tanh(c x (1 + a x^2)))

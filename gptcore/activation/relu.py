@@ -13,6 +13,9 @@ class ReLU(Activation):
     def forward(self, x):
         return F.relu(x)
 
+    def kernel_name(self):
+        return "relu"
+
     @staticmethod
     def per_element(config):
         return {"max": 1}

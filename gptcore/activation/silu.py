@@ -13,6 +13,9 @@ class SiLU(Activation):
     def forward(self, x):
         return F.silu(x)
 
+    def kernel_name(self):
+        return "silu"
+
     @staticmethod
     def per_element(config):
         return {"exp": 1, "add": 1, "div": 1}

@@ -13,6 +13,9 @@ class SquaredReLU(Activation):
     def forward(self, x):
         return F.relu(x).square()
 
+    def kernel_name(self):
+        return "relu2"
+
     @staticmethod
     def per_element(config):
         return {"max": 1, "mul": 1}

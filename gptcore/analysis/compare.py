@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import config_of, read_run, write_json
+from ..checkpoint import config_of
 from ..config import difference
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UserError
+from ..runjson import read_run, write_json
 from .figures import BLUE, ORANGE, new_figure, save, style
 from .runs import IGNORED
 from .statistics_report import write_table
@@ -49,6 +50,8 @@ def compare(a: Path, b: Path) -> Comparison:
     """CheckpointError or UserError where one of them is no run, or its description or configuration is damaged."""
     runs, configs = [], []
     for folder in (a, b):
+        if not folder.is_dir():
+            raise UserError(f"no run folder {folder}; `gptcore inspect ckpts` lists runs")
         runs.append(read_run(folder))
         if not (folder / "config.yaml").is_file():
             raise CheckpointError(f"{folder} has no config.yaml: its settings cannot be compared")
@@ -129,6 +132,8 @@ def write_figure(found: Comparison, folder: Path) -> list[Path]:
 
 def _draw(found: Comparison) -> "Figure":
     """Validation loss with markers, training loss pale; cut above the first evaluation after the beginning."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure(2.6, 5.0)
     axes = figure.subplots()
     late: list[float] = []
@@ -146,5 +151,6 @@ def _draw(found: Comparison) -> "Figure":
         room = 0.04 * (max(late) - min(late)) or 0.1
         axes.set_ylim(min(late) - room, max(late) + room)
     axes.set(xlabel="step", ylabel="loss (nats a token)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside upper center", ncols=2)
     return figure

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..attention.scored import ScoredAttention
 from ..data import Batch
+from ..kernel_choice import Kernelled
 from ..masking import CausalMask
 from ..model import GPT
 from ..quantize import Points, RoundActivation
@@ -41,16 +42,19 @@ Take = Callable[[Place, Tensor, Tensor | None], None]
 class Probe:
     """While entered, gives everything that passes a place of `model` to `take`, as often as it passes there.
 
-    Scores and weights exist only where attention is computed step by step, not by one fused kernel: it is, meanwhile.
+    Many places exist only where a part is computed step by step, not by one fused kernel: it is, meanwhile.
     """
 
     def __init__(self, model: GPT, take: Take):
         self.model, self.take = model, take
+        self._kernels = [(module, module.kernel) for module in model.modules() if isinstance(module, Kernelled)]
         self._layer = 0
         self._handles: list[Any] = []
         self._opened: list[tuple[Points, str]] = []
 
     def __enter__(self) -> "Probe":
+        for module, _ in self._kernels:
+            module.kernel = "reference"
         blocks: Any = self.model.transformer.h
         for i, block in enumerate(blocks):
             self._handles.append(block.register_forward_pre_hook(self._entering(i)))
@@ -66,6 +70,8 @@ class Probe:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for module, kernel in self._kernels:
+            module.kernel = kernel
         for handle in self._handles:
             handle.remove()
         for points, name in self._opened:

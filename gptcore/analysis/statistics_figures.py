@@ -53,7 +53,7 @@ def _histograms(measured: Sequence[Measured], formats: Sequence[NumberFormat]) -
         axis.axis("off")
     for axis in axes[max(len(labels) - COLUMNS, 0) : len(labels)]:  # the lowest panel of each column
         axis.tick_params(labelbottom=True)
-    axes[0].set(xlim=(max(first, -24), last + 1), ylim=(FLOOR, 3), yscale="log")
+    axes[0].set(xlim=(max(first, -24), last + 1), ylim=(FLOOR, 1.3 * PER_OCTAVE), yscale="log")
     for axis in axes:
         axis.yaxis.minorticks_off()
     figure.supxlabel("log2 |x|", fontsize=7.5)

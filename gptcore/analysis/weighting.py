@@ -4,21 +4,22 @@
     weights     what it writes
     row sums    of the weights of a query: 1 for what normalises, anything for what does not
 
-Constants (beta, gamma, an extra term of the sum, ...) are not logged by training: they are read from the checkpoints
-that the run folder holds, and from the configuration for step 0. Copies of checkpoints (NAME.pt) put there count, too.
+Constants (beta, gamma, an extra term of the sum, ...) are those that the training wrote into constants.csv. For the
+steps before its first row, of a run that an earlier version began, they are read from the checkpoints that the run
+folder holds, and from the configuration for step 0. Copies of checkpoints (NAME.pt) put there count, too.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..attention.scored import ScoredAttention
 from ..checkpoint import load_model
 from ..config import Config, GPTConfig
+from ..constants import Constant, constants_of, read_constants
 from ..errors import CheckpointError, RunError
 from ..model import GPT
 from .measure import Source
@@ -44,18 +45,6 @@ class HeadRange:
     std: float
     abs_p50: float
     zero_share: float
-
-
-@dataclass(frozen=True)
-class Constant:
-    """A constant of a head at a step; `checkpoint` is a file, or `configured` for what training begins with."""
-
-    step: int
-    checkpoint: str
-    layer: int
-    head: int
-    name: str
-    value: float
 
 
 def head_ranges(source: Source) -> list[HeadRange]:
@@ -94,30 +83,14 @@ def _kind(attention: Any) -> str:
     return attention.softmax.kind if hasattr(attention, "softmax") else ""
 
 
-def constants_of(model: GPT, step: int, checkpoint: str) -> list[Constant]:
-    """Everything that the weightings have learned, one value a head."""
-    found = []
-    blocks: Any = model.transformer.h
-    for layer, block in enumerate(blocks):
-        if not isinstance(block.attn, ScoredAttention):
-            continue
-        softmax, heads = block.attn.softmax, block.attn.H
-        values = {name.removesuffix("_H"): x for name, x in softmax.head_constants(torch.device("cpu")).items()}
-        values = dict(softmax.named_parameters()) | values
-        for name, x in values.items():
-            if x.numel() in (1, heads):
-                each = x.detach().cpu().double().flatten().expand(heads).tolist()
-                found += [Constant(step, checkpoint, layer, head, name, value) for head, value in enumerate(each)]
-    return found
-
-
 def trajectories(folder: Path, config: Config, model: GPTConfig) -> tuple[list[Constant], list[str]]:
     """Constants by step, and a note for each checkpoint that could not be read."""
-    found: list[Constant] = []
+    logged = read_constants(folder)
+    if logged and logged[0].step == 0:
+        return logged, []
     notes: list[str] = []
-    if config.train.init_from in ("scratch", "resume"):
-        found += constants_of(GPT(model), 0, "configured")
-    if not found and not constants_of(GPT(model), 0, ""):
+    configured = constants_of(GPT(model), 0)
+    if not configured:
         return [], []
     by_step: dict[int, list[Constant]] = {}
     for path in sorted(folder.glob("*.pt")):
@@ -126,10 +99,13 @@ def trajectories(folder: Path, config: Config, model: GPTConfig) -> tuple[list[C
         except CheckpointError as error:
             notes.append(f"left out: {error}")
             continue
-        by_step.setdefault(loaded.step, constants_of(loaded.model, loaded.step, path.name))
-    for step in sorted(by_step):
-        found += by_step[step] if step else []
-    return found, notes
+        by_step.setdefault(loaded.step, constants_of(loaded.model, loaded.step))
+    by_step.pop(0, None)
+    if config.train.init_from in ("scratch", "resume"):
+        by_step[0] = configured
+    for step, rows in groupby(logged, lambda c: c.step):
+        by_step[step] = list(rows)
+    return [c for step in sorted(by_step) for c in by_step[step]], notes
 
 
 def drift(constants: Sequence[Constant]) -> list[tuple[str, int, float, float, float, float]]:

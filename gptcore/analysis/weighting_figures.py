@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..constants import Constant
 from .figures import BLACK, layer_colours, new_figure, save, style
-from .weighting import QUANTITIES, Constant, HeadRange
+from .weighting import QUANTITIES, HeadRange
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +55,7 @@ def _ranges(ranges: Sequence[HeadRange]) -> "Figure":
 
 
 def _constants(constants: Sequence[Constant]) -> "Figure":
-    """A panel a constant, a line a head, a marker where a checkpoint was read."""
+    """A panel a constant, a line a head, a marker at each step that is known."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 

@@ -9,20 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Dims, Heads
-from ..kernel_choice import Kernel
+from ..kernel_choice import Kernelled, Part
 from ..ops import Graph
 from ..ops import Tensor as OpTensor
 from ..position import Position
 from ..registry import KindConfig
 
 
-class Attention(nn.Module):
+class Attention(Kernelled, nn.Module):
     """Base of every kind. `residual` names the projection back to the residual stream."""
 
     residual: tuple[str, ...] = ()
     takes_bias = False  # whether scores exist that a position kind may add to
-    kernel: Kernel = "auto"
-    dropout = 0.0  # of weights, in training
+    part: Part = "attention"
 
     def __init__(self, config: KindConfig, dims: Dims):
         super().__init__()
@@ -32,8 +31,7 @@ class Attention(nn.Module):
         """Mixed tokens (B, T, C). `start` is the position of the first token; a cache holds the ones before it."""
         raise NotImplementedError
 
-    def kernel_obstacle(self, dropout: float) -> str | None:
-        """Why the Triton kernels cannot compute this attention with such dropout of weights; None when they can."""
+    def kernel_obstacle(self, dropout: float = 0.0) -> str | None:
         return f"{self.config.kind} attention has no kernel"
 
     @staticmethod

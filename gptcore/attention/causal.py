@@ -80,6 +80,7 @@ class HeadedAttention(ScoredAttention):
             setattr(self, name, build(linear, dims.n_embd, width, bias=self.bias_qkv))
         if config.qk_norm is not None:
             self.q_norm, self.k_norm = (build(config.qk_norm, self.D, dims) for _ in range(2))
+            self.q_norm.narrow = self.k_norm.narrow = True
         if config.v_norm is not None:
             self.v_norm = build(config.v_norm, self.E, dims)
         if config.qk_scale == "learned":

@@ -87,7 +87,7 @@ class ScoredAttention(Attention):
         """The wider of a key and a value head, as T queries and S keys are multiplied."""
         raise NotImplementedError
 
-    def kernel_obstacle(self, dropout, T=1, S=1):
+    def kernel_obstacle(self, dropout=0.0, T=1, S=1):
         width = self.head_width(T, S)
         if isinstance(self.weighting, str):
             return self.weighting

@@ -35,6 +35,7 @@ class Block(nn.Module):
 
     attn: nn.Module
     mlp: nn.Module
+    ln_2: Any
 
     def __init__(self, config: KindConfig, layer: LayerConfig, dims: Dims):
         super().__init__()
@@ -52,7 +53,9 @@ class Block(nn.Module):
 
     def add_norms(self, name: str, placement: Placement, norm: KindConfig, dims: Dims) -> None:
         """The norms of one sub-layer: `name`, and `name`_out where there are two."""
-        setattr(self, name, build(norm, dims.n_embd, dims))
+        first = build(norm, dims.n_embd, dims)
+        first.narrow = placement in _BEFORE
+        setattr(self, name, first)
         if placement == "peri":
             setattr(self, name + "_out", build(norm, dims.n_embd, dims))
 
@@ -64,12 +67,14 @@ class Block(nn.Module):
         self, x_BTC: Tensor, y_BTC: Tensor, name: str, placement: Placement, residual: Callable[..., Tensor]
     ) -> Tensor:
         """The stream with the output of a sub-layer."""
+        x_BTC = residual(x_BTC, self._branch(y_BTC, name, placement))
+        return getattr(self, name)(x_BTC) if placement == "post" else x_BTC
+
+    def _branch(self, y_BTC: Tensor, name: str, placement: Placement) -> Tensor:
+        """The output of a sub-layer as it joins the stream."""
         if placement in _AFTER:
             y_BTC = getattr(self, name + "_out" if placement == "peri" else name)(y_BTC)
-        if self.training and self.dropout:
-            y_BTC = F.dropout(y_BTC, self.dropout)
-        x_BTC = residual(x_BTC, y_BTC)
-        return getattr(self, name)(x_BTC) if placement == "post" else x_BTC
+        return F.dropout(y_BTC, self.dropout) if self.training and self.dropout else y_BTC
 
 
 def declare_norm(g: Graph, name: str, norm: Any, x: OpTensor, dims: Dims) -> OpTensor:

@@ -31,12 +31,18 @@ class SequentialBlock(Block):
         self.add_norms("ln_2", self.placements[1], layer.norm, dims)
         self.mlp = build(layer.mlp, dims)
         self.residual_2 = build(config.residual, dims)
+        first, second = self.placements
+        self.norm_takes_sum = first != "post" and second in ("pre", "peri") and self.residual_1.is_sum
 
     def forward(self, x_BTC, position, start, cache=None):
         first, second = self.placements
         y = self.attn(self.before(x_BTC, "ln_1", first), position, start, cache)
-        x_BTC = self.join(x_BTC, y, "ln_1", first, self.residual_1)
-        y = self.mlp(self.before(x_BTC, "ln_2", second))
+        if self.norm_takes_sum:
+            x_BTC, y = self.ln_2.of_sum(x_BTC, self._branch(y, "ln_1", first))
+        else:
+            x_BTC = self.join(x_BTC, y, "ln_1", first, self.residual_1)
+            y = self.before(x_BTC, "ln_2", second)
+        y = self.mlp(y)
         return self.join(x_BTC, y, "ln_2", second, self.residual_2)
 
     @staticmethod

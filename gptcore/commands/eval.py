@@ -11,6 +11,7 @@ and, with everything needed to tell where they come from, to one file each in ev
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -43,12 +44,14 @@ def run(args: argparse.Namespace) -> int:
     from ..checkpoint import load_model
     from ..distributed import pick_device
     from ..errors import UserError
-    from ..tokenizer import from_meta
-    from .sample import find_run
+    from .sample import find_run, tokenizer_of
 
     names = task_names(args.tasks)
     if not names and args.text is None:
         raise UserError("nothing to evaluate: name --tasks, or a file by --text")
+    for option in ("limit", "num_fewshot", "task_path"):
+        if not names and getattr(args, option) is not None:
+            raise UserError(f"--{option} belongs to --tasks; add it, or leave --{option} out")
     for option in ("limit", "batch_size"):
         if getattr(args, option) is not None and getattr(args, option) < 1:
             raise UserError(f"--{option} must be at least 1, not {getattr(args, option)}")
@@ -61,9 +64,13 @@ def run(args: argparse.Namespace) -> int:
         present = ", ".join(sorted(path.name for path in folder.glob("*.pt"))) or "none"
         raise UserError(f"--checkpoint: no file {args.checkpoint} in {folder} (checkpoints there: {present})")
     loaded = load_model(folder, args.checkpoint, str(pick_device(args.device)))
-    tokenizer = from_meta(loaded.tokenizer_meta)
+    tokenizer = tokenizer_of(loaded)
     _note(f"{loaded.path}, step {loaded.step:,}, {loaded.model.parameter_count():,} parameters")
-    origin = _origin(folder, loaded, tokenizer, args) if tasks or text is not None else {}
+    origin = origin_of(
+        loaded.model, tokenizer, run=str(folder), checkpoint=loaded.path.name, step=loaded.step,
+        identity=identity_of(folder),
+    )  # fmt: skip
+    origin |= {"unknown": args.unknown, "batch_size": args.batch_size}
     if text is not None:
         _score_text(loaded.model, tokenizer, text, args, folder, origin)
     if tasks:
@@ -129,7 +136,9 @@ def score(
                 notes.append(f"{task.name}: the task forbids examples in its prompts, so there are none")
             if folder is not None:
                 content = origin | {"limit": limit, "task_file": str(task.path), "result": asdict(result)}
-                written.append(write_result(folder, task.name, content))
+                few = None if num_fewshot is None else f"{num_fewshot}shot"
+                name = _named(task.name, origin, few, None if limit is None else f"first{limit}")
+                written.append(write_result(folder, name, content))
     finally:
         if len(rows) > 1:
             print(_columns(rows))
@@ -151,6 +160,7 @@ def _score_text(model, tokenizer, text: str, args: argparse.Namespace, folder: P
         name=str(path),
     )  # fmt: skip
     elapsed_s = time.perf_counter() - began
+    digest = hashlib.sha256(text.encode()).hexdigest()
     spread = "" if found.stderr is None else f" (standard error {found.stderr:.4f})"
     print(f"{path}: {found.bits_per_byte:.4f} bits per byte{spread}")
     print(f"  {found.bytes:,} bytes, {found.characters:,} characters ({found.bits_per_character:.4f} bits each)")
@@ -158,35 +168,54 @@ def _score_text(model, tokenizer, text: str, args: argparse.Namespace, folder: P
     if found.dropped:
         print(f"note: {found.dropped:,} characters were dropped that the tokenizer lacks; their bytes are not counted")
     content = origin | {
-        "text": str(path), "sha256": hashlib.sha256(text.encode()).hexdigest(), "elapsed_s": elapsed_s,
+        "text": str(path), "sha256": digest, "elapsed_s": elapsed_s,
         "result": asdict(found) | {name: getattr(found, name) for name in DERIVED},
     }  # fmt: skip
-    print(f"written: {write_result(folder, f'text-{path.stem}', content)}")
+    name = _named(f"text-{path.stem}", origin)
+    try:  # another text of the same name keeps its result
+        if json.loads((folder / "eval" / f"{name}.json").read_text()).get("sha256") not in (None, digest):
+            name += f"-{digest[:8]}"
+    except (OSError, ValueError, AttributeError):
+        pass
+    print(f"written: {write_result(folder, name, content)}")
 
 
-def _origin(folder: Path, loaded, tokenizer, args: argparse.Namespace) -> dict[str, Any]:
+def _named(what: str, origin: dict[str, Any], *settings: str | None) -> str:
+    """The name of a result: one of a part of the documents, or of another checkpoint, replaces no whole one."""
+    checkpoint = Path(origin["checkpoint"]).stem
+    return "-".join(filter(None, [what, None if checkpoint == "best" else checkpoint, *settings]))
+
+
+def identity_of(folder: Path) -> str | None:
+    from ..checkpoint import read_run
+    from ..errors import CheckpointError
+
+    try:
+        return read_run(folder).get("identity")
+    except CheckpointError:  # the checkpoint alone is enough
+        return None
+
+
+def origin_of(
+    model, tokenizer, *, run: str | None, checkpoint: str, step: int | None, identity: str | None
+) -> dict[str, Any]:
     """What the numbers are of and what made them."""
     from importlib.metadata import PackageNotFoundError, version
 
-    from ..checkpoint import read_run
-    from ..errors import CheckpointError
     from ..evaluate import model_hash, start_token
 
-    try:
-        identity = read_run(folder).get("identity")
-    except CheckpointError:  # the checkpoint alone is enough
-        identity = None
     versions: dict[str, str | None] = {}
     for name in ("gptcore", "torch", "lm_eval", "datasets", "tiktoken"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = None
+    weight = model.lm_head.weight
     return {
-        "format": FORMAT, "run": str(folder), "checkpoint": loaded.path.name, "step": loaded.step,
-        "identity": identity, "model_hash": model_hash(loaded.model), "block_size": loaded.config.block_size,
-        "tokenizer": tokenizer.name, "start": start_token(tokenizer)[1], "unknown": args.unknown,
-        "batch_size": args.batch_size, "device": str(loaded.model.lm_head.weight.device), "versions": versions,
+        "format": FORMAT, "run": run, "checkpoint": checkpoint, "step": step, "identity": identity,
+        "model_hash": model_hash(model), "block_size": model.config.block_size, "tokenizer": tokenizer.name,
+        "start": start_token(tokenizer)[1], "device": str(weight.device),
+        "dtype": str(weight.dtype).removeprefix("torch."), "versions": versions,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip
 

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING
 from ..showing import MODES
 
 if TYPE_CHECKING:
+    from ..checkpoint import LoadedModel
     from ..prompt_loop import Settings
+    from ..tokenizer import Tokenizer
     from .sample_output import Output, Source
 
 SEPARATOR = "-" * 72
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     from ..errors import UserError
     from ..evaluate import model_hash
     from ..prompt_loop import Settings, unescape
-    from .eval import find, score, task_names
+    from .eval import find, origin_of, score, task_names
     from .sample_output import Output
 
     _check(args)
@@ -81,11 +83,13 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings(args.temperature, args.top_k, args.top_p, args.seed, args.max_new_tokens)
     device = pick_device(args.device)
     source = _pretrained(args) if args.init_from not in (None, "resume") else _trained(args)
-    if args.sample_file is not None or args.show_heatmaps is not None:
+    if tasks or args.sample_file is not None or args.show_heatmaps is not None:
         source.origin["model_hash"] = model_hash(source.model)  # of the weights as they are stored
     source.model.to(device=device, dtype=getattr(torch, args.dtype))
-    if args.lm_eval_tasks is not None:
-        score(source.model, source.tokenizer, tasks, folder=None, origin={})
+    if tasks:
+        told = {name: value for name, value in source.origin.items() if name not in ("tokenizer", "model_hash")}
+        origin = origin_of(source.model, source.tokenizer, **told) | source.origin
+        score(source.model, source.tokenizer, tasks, folder=source.folder, origin=origin)
         return 0
     if not start and not args.interactive:
         first = "a line feed" if source.tokenizer.eot is None else "the end-of-text token"
@@ -115,9 +119,12 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--heatmap_topk belongs to --show_heatmaps; add it")
     if args.heatmap_topk is not None and args.heatmap_topk < 1:
         raise UserError(f"--heatmap_topk must be at least 1, not {args.heatmap_topk}")
-    for option in ("interactive", "colorize_output", "show_heatmaps", "sample_file"):
-        if args.lm_eval_tasks is not None and getattr(args, option) not in (None, False):
+    drawing = ("interactive", "colorize_output", "show_heatmaps", "sample_file", "start", "stop", "top_k", "top_p")
+    for option in drawing if args.lm_eval_tasks is not None else ():
+        if getattr(args, option) not in (None, False, []):
             raise UserError(f"--lm_eval_tasks draws no text; leave --{option} out")
+    if args.lm_eval_tasks is not None and args.num_samples != 1:
+        raise UserError("--lm_eval_tasks draws no text; leave --num_samples out")
 
 
 def _draw(output: "Output", start: str, settings: "Settings", num_samples: int) -> int:
@@ -211,9 +218,9 @@ def _read_piped() -> str:
 
 def _trained(args: argparse.Namespace) -> "Source":
     """The model of a run."""
-    from ..checkpoint import load_model, read_run
-    from ..errors import CheckpointError, UserError
-    from ..tokenizer import from_meta
+    from ..checkpoint import load_model
+    from ..errors import UserError
+    from .eval import identity_of
     from .sample_output import Source
 
     folder = find_run(Path(args.out_dir or "out"))
@@ -222,16 +229,23 @@ def _trained(args: argparse.Namespace) -> "Source":
         raise UserError(f"--checkpoint: no file {args.checkpoint} in {folder} (checkpoints there: {present})")
     loaded = load_model(folder, args.checkpoint)
     _note(f"{loaded.path}, step {loaded.step:,}, {loaded.model.parameter_count():,} parameters")
-    try:
-        identity = read_run(folder).get("identity")
-    except CheckpointError:  # the checkpoint alone is enough
-        identity = None
-    tokenizer = from_meta(loaded.tokenizer_meta)
+    tokenizer = tokenizer_of(loaded)
     origin = {
-        "run": str(folder), "checkpoint": loaded.path.name, "step": loaded.step, "identity": identity,
+        "run": str(folder), "checkpoint": loaded.path.name, "step": loaded.step, "identity": identity_of(folder),
         "tokenizer": tokenizer.name,
     }  # fmt: skip
     return Source(loaded.model, tokenizer, origin, folder)
+
+
+def tokenizer_of(loaded: "LoadedModel") -> "Tokenizer":
+    """The tokenizer of a checkpoint. CheckpointError where this version cannot use it."""
+    from ..errors import CheckpointError, DataError
+    from ..tokenizer import from_meta
+
+    try:
+        return from_meta(loaded.tokenizer_meta)
+    except DataError as error:
+        raise CheckpointError(f"{loaded.path}: what it holds of the data set's meta.pkl cannot be used: {error}")
 
 
 def _pretrained(args: argparse.Namespace) -> "Source":

@@ -76,6 +76,14 @@ def _finish(folder: Path, start: str, run_identity: str, name: str, quiet: bool)
     from ..errors import RunError, UserError
     from ..sample import sample_text
 
+    # Files before text: a reader that goes away, or a full standard output, loses none of them.
+    report, content = cost_report(), None
+    try:
+        config = config_of(folder).with_vocab(read_run(folder)["vocab_size"])
+        content = report.make_report(config, identity=run_identity, name=name)
+        report.write_report(content, folder / "ppa")
+    except (RunError, UserError) as error:
+        print(f"no cost report: {error}", file=sys.stderr)
     if not quiet:
         print("\nSamples of the best model")
         try:
@@ -86,13 +94,7 @@ def _finish(folder: Path, start: str, run_identity: str, name: str, quiet: bool)
         except (RunError, UserError) as error:
             print(f"no samples: {error}", file=sys.stderr)
         print("-" * 72 + "\n")
-    report = cost_report()
-    try:
-        config = config_of(folder).with_vocab(read_run(folder)["vocab_size"])
-        content = report.make_report(config, identity=run_identity, name=name)
-        report.write_report(content, folder / "ppa")
-    except (RunError, UserError) as error:
-        print(f"no cost report: {error}", file=sys.stderr)
+    if content is None:
         return
     if not quiet:
         report.print_report(content)

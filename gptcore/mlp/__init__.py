@@ -6,16 +6,20 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..config import Dims, knob
+from ..kernel_choice import Kernelled, Part, working_type
+from ..linear.linear import Dense
 from ..ops import Graph
 from ..ops import Tensor as OpTensor
 from ..quantize import Points, declare_point
 from ..registry import KindConfig, Problem, Strict, build, impl, slot
 
 
-class MLP(nn.Module):
+class MLP(Kernelled, nn.Module):
     """Base of every kind: (B, T, C) -> (B, T, C). `residual` names the projection back to the residual stream."""
 
+    part: Part = "mlp"
     residual: tuple[str, ...] = ()
+    recompute = False  # whether a kernel keeps nothing but the input for the backward pass
     # What a kind adds to the training loss, set by `forward` in training mode and taken away by the model.
     auxiliary: Tensor | None = None
 
@@ -25,6 +29,9 @@ class MLP(nn.Module):
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def kernel_obstacle(self, dropout: float = 0.0) -> str | None:
+        return f"no kernel for mlp {self.config.kind}"
 
     @staticmethod
     def declare(config: KindConfig, g: Graph, x: OpTensor, dims: Dims) -> OpTensor:
@@ -101,7 +108,29 @@ class DenseMLP(MLP):
         """From the projection up to what is projected down."""
         return self.points("activation_output", self.activation(self.points("activation_input", h)))
 
+    def kernel_obstacle(self, dropout=0.0):
+        if type(self).combine not in (DenseMLP.combine, GatedMLP.combine):
+            return super().kernel_obstacle(dropout)
+        for linear in (self.c_fc, self.c_proj):
+            if type(linear) is not Dense:
+                return f"no kernel for an mlp of {linear.config.kind}"
+        if self.activation.kernel_name() is None:
+            return f"no kernel for an mlp with {self.activation.config.kind}"
+        return "no kernel rounds inside of an mlp" if self.points.rounders else None
+
+    def _by_kernel(self, x_BTC):
+        from kernels.mlp import mlp
+
+        dtype, name = working_type(x_BTC), self.activation.kernel_name()
+        (w_up, b_up), (w_down, b_down) = (
+            (linear.weight.to(dtype), None if linear.bias is None else linear.bias.to(dtype))
+            for linear in (self.c_fc, self.c_proj)
+        )
+        return mlp(x_BTC.to(dtype), w_up, b_up, w_down, b_down, name, self.branches > 1, self.recompute)
+
     def forward(self, x_BTC):
+        if self.runs_kernel(x_BTC):
+            return self._by_kernel(x_BTC)
         points = self.points
         return points("output", self.c_proj(self.combine(self.c_fc(points("input", x_BTC)))))
 

@@ -26,7 +26,21 @@ class LayerNorm(Norm):
         self.bias = nn.Parameter(torch.zeros(width)) if learned and dims.bias else None
 
     def forward(self, x):
+        if self.runs_kernel(x):
+            from kernels.norms import layer_norm
+
+            return layer_norm(x, self.weight, self.bias, self.config.eps, self._written(x))
         return F.layer_norm(x, (self.width,), self.weight, self.bias, self.config.eps)
+
+    def of_sum(self, x, y):
+        if self.runs_kernel(x):
+            from kernels.norms import add_layer_norm
+
+            return add_layer_norm(x, y, self.weight, self.bias, self.config.eps, self._written(x))
+        return super().of_sum(x, y)
+
+    def kernel_obstacle(self, dropout=0.0):
+        return None
 
     @staticmethod
     def declare(config, g, x, dims):

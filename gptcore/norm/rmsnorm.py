@@ -24,7 +24,21 @@ class RMSNorm(Norm):
         self.weight = nn.Parameter(torch.ones(width)) if config.scale == "learned" else None
 
     def forward(self, x):
+        if self.runs_kernel(x):
+            from kernels.norms import rms_norm
+
+            return rms_norm(x, self.weight, self.config.eps, self._written(x))
         return F.rms_norm(x, (self.width,), self.weight, self.config.eps)
+
+    def of_sum(self, x, y):
+        if self.runs_kernel(x):
+            from kernels.norms import add_rms_norm
+
+            return add_rms_norm(x, y, self.weight, self.config.eps, self._written(x))
+        return super().of_sum(x, y)
+
+    def kernel_obstacle(self, dropout=0.0):
+        return None
 
     @staticmethod
     def declare(config, g, x, dims):

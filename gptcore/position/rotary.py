@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..config import knob
+from ..kernel_choice import Kernelled, Part
 from ..registry import KindConfig, Problem, register
 from . import Position
 
@@ -21,8 +22,10 @@ class RotaryConfig(KindConfig):
 
 
 @register("position", "rotary", on=("use_rotary_embeddings",))
-class Rotary(Position):
+class Rotary(Kernelled, Position):
     """Pairs (x_i, x_{i+D/2}) of queries and keys turn by angle t / theta^(2i/D)."""
+
+    part: Part = "position"
 
     class Config(RotaryConfig):
         theta: float = knob(10000.0, "base of the wave lengths", flat=("rope_theta",), gt=0)
@@ -40,7 +43,16 @@ class Rotary(Position):
         frequency = self.config.theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
         return torch.outer(torch.arange(length, dtype=torch.float64), frequency)
 
+    def kernel_obstacle(self, dropout=0.0):
+        return None
+
     def rotate(self, q_BHTD, k_BKTD, start):
+        if self.runs_kernel(q_BHTD):
+            from kernels.rotary import rotary
+
+            D = q_BHTD.shape[-1]
+            tables = getattr(self, f"cos_{D}"), getattr(self, f"sin_{D}")
+            return rotary(q_BHTD, k_BKTD, *tables, start, self.config.turned(D))
         return self._turn(q_BHTD, start), self._turn(k_BKTD, start)
 
     def _turn(self, x, start):

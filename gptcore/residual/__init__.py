@@ -14,6 +14,8 @@ from ..registry import KindConfig
 class Residual(nn.Module):
     """Base of every kind."""
 
+    is_sum = False  # x + y and nothing else, which a norm may take into its kernel
+
     def __init__(self, config: KindConfig, dims: Dims):
         super().__init__()
         self.config: Any = config

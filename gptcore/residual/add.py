@@ -13,10 +13,10 @@ class Add(ScaledResidual):
 
     def __init__(self, config, dims):
         super().__init__(config, dims)
-        self.is_plain = config.learned == "no" and self.initial == 1.0
+        self.is_sum = config.learned == "no" and self.initial == 1.0
 
     def forward(self, x_BTC, y_BTC):
-        return x_BTC + y_BTC if self.is_plain else x_BTC + self.factor(x_BTC) * y_BTC
+        return x_BTC + y_BTC if self.is_sum else x_BTC + self.factor(x_BTC) * y_BTC
 
     @classmethod
     def declare(cls, config, g, name, x, y, dims):

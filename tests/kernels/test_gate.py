@@ -12,7 +12,11 @@ from kernels import aot, gate
 from kernels.gates import attention
 
 # What is compiled in every run of the suite: the rows that the page on the kernels speaks of.
-HEADLINES = {"attention": ("sm_90 forward (softmax|consmax) D128 bf16$", 2)}
+HEADLINES = {
+    "attention": ("sm_90 forward (softmax|consmax) D128 bf16$", 2),
+    "losses": ("sm_90 (forward|backward|both) bf16 V50304$", 3),
+    "mlp": ("sm_90 (forward relu2|backward gated silu) short bf16$", 2),
+}
 
 
 @pytest.mark.parametrize("name", HEADLINES)

@@ -14,6 +14,7 @@ from gptcore.errors import UserError
 from gptcore.loader import from_dict
 from search.executors import Inline, Processes
 from search.trial import Identity, Limits, TrialSpec
+from search.warm import Server
 
 
 @pytest.fixture
@@ -177,3 +178,12 @@ def test_a_trial_begun_before_goes_on_and_gives_the_same_bits(spec_of, monkeypat
 def test_who_only_watches_or_waits_imports_no_torch():
     code = "import sys, search.executors, search.ledger, search.export; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_a_warm_process_without_a_coordinator_ends_in_silence():
+    """Its end comes from stdin, after the answers to what it was asked."""
+    server = Server.__new__(Server)
+    theirs, server.answers = os.pipe()
+    os.close(theirs)
+    server._answer(id=1, pid=2)
+    os.close(server.answers)

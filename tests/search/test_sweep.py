@@ -183,6 +183,17 @@ def test_the_monitor_shows_it(sweep, capsys):
     assert cli.main(["monitor", "out/sweeps/s", "--once"]) == 0
     shown = capsys.readouterr().out
     assert "finished" in shown and "n_embd=32, seed=2" in shown and "3 done" in shown
+    best = next(line for line in shown.splitlines() if line.startswith("best mean"))
+    assert "(2 seeds)" in best and "n_embd=32" in best and "seed=" not in best  # a mean has no seed
+
+
+def test_an_interrupted_sweep_says_how_to_go_on(sweep, capsys):
+    def interrupted(spec):
+        raise KeyboardInterrupt
+
+    assert sweep(loss=interrupted)[0] == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert sweep(loss=loss_of)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -190,6 +201,7 @@ def test_the_monitor_shows_it(sweep, capsys):
     [
         (["--retry", "done"], "no state 'done'"), (["--retry", "diverged"], "it would diverge again"),
         (["--ignore", "n_haed"], "no setting of s.yaml"), (["--results_file", "t.txt"], "a table is written as"),
+        (["--results_file", "/dev/null/t.csv"], "t.csv: cannot be written"),
         (["model.n_layr=2"], "n_layr"), (["--jobs", "0"], "--jobs 0"),
     ],
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """What a sweep has come to: means and intervals against the textbook, its page and figures against its results."""
 
+import dataclasses
 import math
 import re
 import statistics
@@ -102,3 +103,21 @@ def test_figures_show_the_same_numbers(made, tmp_path):
     again = write_figures(made.found, tmp_path / "two")
     assert [p.name for p in paths] == ["bars.png", "bars.pdf", "curves.png", "curves.pdf"]
     assert [p.read_bytes() for p in paths] == [p.read_bytes() for p in again]
+
+
+@pytest.mark.parametrize("letters", [4, 60])
+def test_no_words_of_the_bars_are_cut_off(made, letters):
+    """Long names narrow the axes, below which the title of the losses is wider than they are."""
+    matplotlib = pytest.importorskip("matplotlib")
+    from search.figures import STYLE
+    from search.sweep_figures import _bars
+
+    with matplotlib.rc_context(STYLE):
+        groups = tuple(dataclasses.replace(group, name="n" * letters) for group in made.found.groups)
+        figure = _bars(dataclasses.replace(made.found, groups=groups))
+        figure.canvas.draw()
+        axes = figure.axes[0]
+        words = [t for t in (*figure.texts, *axes.texts, *axes.get_yticklabels(), axes.xaxis.label) if t.get_text()]
+        boxes = [text.get_window_extent() for text in words]
+    assert any("nats" in text.get_text() for text in words)
+    assert min(box.x0 for box in boxes) >= 0 and max(box.x1 for box in boxes) <= figure.bbox.x1

@@ -196,3 +196,94 @@ def test_a_data_set_that_is_not_there_is_an_error_before_the_first_run(tmp_path,
     (tmp_path / "s.yaml").write_text("n_layer: [1]\ndataset: [no_such_data]\n")
     with pytest.raises(SweepError, match=r"s.yaml:2: data.dataset: .*no_such_data"):
         load("s.yaml")
+
+
+LIBRARY = """
+---
+named_static_groups:
+  - {named_group: rotary, use_rotary_embeddings: [true], use_abs_pos_embeddings: [false]}
+  - {named_group: learned, use_rotary_embeddings: [false]}
+named_variation_groups:
+  - {named_group: positions, named_group_alternates: [rotary, learned]}
+"""
+WITH_LIBRARY = """
+---
+named_group_libraries: [shared/groups.yaml]
+named_static_groups: [{named_group: wide, n_embd: ["64"]}]
+common_group: {dataset: [x], tensorboard_run_name: ["common-${RUN_NAME}"]}
+n_layer: [1, 2]
+dropout: {conditions: [[use_rotary_embeddings, true]], options: [0.5]}
+export_wte_npy: ["npy/${RUN_NAME}.npy"]
+never_save_checkpoint: [true]
+parameter_groups:
+  - {named_group_static: [wide], named_group_variations: [positions], import_wte_npy: ["${RUN_NAME}-${RUN_NAME}"]}
+"""
+
+
+def with_library(tmp_path, library=LIBRARY, text=WITH_LIBRARY):
+    (tmp_path / "shared").mkdir(exist_ok=True)
+    (tmp_path / "shared" / "groups.yaml").write_text(library)
+    return written(tmp_path, text)
+
+
+def by_hand():
+    """Names as the classic runner makes them: the file, groups, then values but those of groups and of what is common;
+    what holds the name is not in it."""
+    found = []
+    for position, middle in ((ROTARY, ["rotary"]), (LEARNED, ["learned"])):
+        for n_layer in (1, 2):
+            more = {"dropout": 0.5} if position is ROTARY else {}
+            name = "-".join(["s", "wide", *middle, str(n_layer), "True", *(str(v) for v in more.values())])
+            found.append(
+                {"dataset": "x", "tensorboard_run_name": f"common-{name}", "n_layer": n_layer, "n_embd": 64}
+                | {"export_wte_npy": f"npy/{name}.npy", "never_save_checkpoint": True}
+                | {"import_wte_npy": f"{name}-{name}"} | position | more
+            )  # fmt: skip
+    return found
+
+
+def test_libraries_of_groups_and_the_name_of_the_run(tmp_path):
+    assert expanded(with_library(tmp_path)) == by_hand()
+    titles = [draft.title for draft in read(with_library(tmp_path)).drafts]
+    assert titles[0] == "s-wide-rotary-1-True-0.5" and len(set(titles)) == 4
+
+
+def test_a_name_that_names_itself_is_caught(tmp_path, monkeypatch):
+    """Seeded fault: what holds the name would be part of it."""
+    monkeypatch.setattr(sweep_expand, "frozenset", lambda _values: frozenset(), raising=False)
+    assert expanded(with_library(tmp_path)) != by_hand()
+
+
+def test_the_name_of_the_run_stays_out_of_what_people_read(tmp_path, corpus):
+    text = f"{{dataset: [{corpus}], n_layer: [1, 2], export_wte_npy: ['${{RUN_NAME}}.npy']}}"
+    plan = load(written(tmp_path, text), ["--device=cpu"])
+    assert [run.name for run in plan.runs] == ["n_layer=1", "n_layer=2"]
+    assert [run.config.train.export_wte_npy for run in plan.runs] == [f"s-{corpus}-{n}.npy" for n in (1, 2)]
+
+
+TWICE = "named_static_groups: [{named_group: wide, n_embd: [32]}]"
+WRONG_LIBRARIES = {
+    TWICE: "s.yaml:3: named_group_libraries: group 'wide' is defined in shared/groups.yaml and in s.yaml",
+    "named_variation_groups: [{named_group: wide, n_embd: [32]}]": "group 'wide' is defined in shared/groups.yaml and",
+    "n_embd: [32]": "groups.yaml:1: a library of groups has named_static_groups and named_variation_groups, not n_embd",
+    "---\n" + TWICE + "\n---\n" + TWICE: "groups.yaml: a library of groups is one mapping, not 2 entries",
+    "- 3": "groups.yaml: a sweep is a mapping",
+    "named_static_groups: [{n_embd: [32]}]": "groups.yaml:1: named_static_groups: each entry is a mapping",
+    TWICE.replace("wide", "a") + "\nnamed_variation_groups: [{named_group: b, named_group_static: [nowhere]}]":
+        "no static group 'wide2'",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("library", WRONG_LIBRARIES)
+def test_what_is_wrong_with_a_library(tmp_path, library):
+    text = WITH_LIBRARY.replace("[positions]", "[]").replace("static: [wide]", "static: [wide2]")
+    with pytest.raises(SweepError) as error:
+        read(with_library(tmp_path, library, text))
+    assert WRONG_LIBRARIES[library] in str(error.value)
+
+
+def test_a_library_that_is_not_there(tmp_path):
+    with pytest.raises(SweepError, match=r"s.yaml:3: named_group_libraries: no file .*shared/groups.yaml"):
+        read(written(tmp_path, WITH_LIBRARY))
+    with pytest.raises(SweepError, match="expected files, not 3"):
+        read(written(tmp_path, "named_group_libraries: 3\nn_layer: [1]\n"))
