@@ -238,6 +238,7 @@ class KernelsConfig(Strict):
     mlp: Kernel | None = knob(None, "the whole mlp", flat=())
     norm: Kernel | None = knob(None, "norms, with the residual sum before them", flat=())
     position: Kernel | None = knob(None, "rotation of queries and keys", flat=())
+    rounding: Kernel | None = knob(None, "rounding of activations and weights, activations in integers", flat=())
     loss: Kernel | None = knob(None, "head and cross entropy, without the logits of all tokens", flat=())
     recompute_mlp: bool = knob(False, "the mlp's kernel keeps its input alone for the backward pass", flat=())
 

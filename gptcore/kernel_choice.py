@@ -22,8 +22,8 @@ from kernels.attention_reference import Weighting
 from .config import Kernel
 from .errors import UserError
 
-Part = Literal["attention", "mlp", "norm", "position", "loss"]
-PARTS: tuple[Part, ...] = ("attention", "mlp", "norm", "position", "loss")
+Part = Literal["attention", "mlp", "norm", "position", "rounding", "loss"]
+PARTS: tuple[Part, ...] = ("attention", "mlp", "norm", "position", "rounding", "loss")
 OLDEST = (3, 6)  # Triton with what the kernels need
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import RoundingConfig
+from .kernel_choice import Kernelled, Part
 from .ops import Graph
 from .ops import Tensor as OpTensor
 from .precision import wide
@@ -78,8 +79,10 @@ def set_strength(model: nn.Module, strength: float) -> None:
             module.strength.fill_(strength)  # type: ignore[union-attr,operator]
 
 
-class RoundActivation(Rounding):
+class RoundActivation(Kernelled, Rounding):
     """One place where activations are rounded. `learned` is the step size of LSQ (arXiv 1902.08153), one a place."""
+
+    part: Part = "rounding"
 
     def __init__(self, bits: int, config: RoundingConfig):
         super().__init__()
@@ -89,7 +92,14 @@ class RoundActivation(Rounding):
             # A normalised activation spans about four standard deviations; training moves the step from there.
             self.log2_step = nn.Parameter(torch.tensor(math.log2(4.0 / highest)))
 
+    def kernel_obstacle(self, dropout: float = 0.0) -> str | None:
+        return None if self.config.range == "token" else "no kernel rounds by a learned range"
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.runs_kernel(x):
+            from kernels.fake_quantise import fake_quantise
+
+            return fake_quantise(x, self.bits, self.config.method, -1, self.strength)
         if self.config.range == "token":
             return fake_quantize(x, self.bits, self.config.method, -1, self.strength.to(x.dtype))
         highest = 2 ** (self.bits - 1) - 1

@@ -126,6 +126,8 @@ class Family:
 def compile_point(point: Point) -> Figures:
     names, kernel = {*point.types, *point.constants}, point.kernel
     assert names == set(kernel.arg_names), f"{point.name}: {names ^ set(kernel.arg_names)}"
+    held_back = {p.name for p in kernel.params if p.do_not_specialize}
+    assert not held_back & point.multiples, f"{point.name}: the launcher does not look at {held_back & point.multiples}"
     source = ASTSource(
         fn=kernel, signature={name: point.types.get(name, "constexpr") for name in kernel.arg_names},
         constexprs=dict(point.constants),

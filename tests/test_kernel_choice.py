@@ -190,7 +190,7 @@ def test_parts_are_told_apart(a_gpu):
     assert {group.part: group.choice.path for group in groups} == {
         "attention": "triton", "mlp": "triton", "norm": "reference", "position": "triton", "loss": "triton",
     }  # fmt: skip
-    assert [group.part for group in groups] == list(PARTS)
+    assert [group.part for group in groups] == [part for part in PARTS if part != "rounding"]
     assert {group.part: group.layers for group in groups}["norm"] == (0, 1, 2, 3, None)
     assert identity(config) == identity(from_dict({"model": model_of(position="rotary").model_dump()}))
 
@@ -198,7 +198,9 @@ def test_parts_are_told_apart(a_gpu):
 @pytest.mark.parametrize("part, changes, word", [
     ("mlp", {"mlp": {"kind": "mlp", "activation": "mish"}}, "mish"), ("mlp", {"mlp": "dual_path"}, "dual_path"),
     ("mlp", {"mlp": {"kind": "swiglu", "linear": "bitlinear"}}, "bitlinear"), ("mlp", {"mlp": "kan"}, "kan"),
-    ("mlp", {"mlp": {"kind": "mlp", "rounding": {"output": 8}}}, "rounds"), ("norm", {"norm": "dact"}, "dact"),
+    ("mlp", {"mlp": {"kind": "mlp", "rounding": {"output": 8}}}, "rounds"),
+    ("rounding", {"attention": {"n_head": 2, "rounding": {"q": 8}}, "rounding": {"range": "learned"}}, "learned range"),
+    ("norm", {"norm": "dact"}, "dact"),
 ])  # fmt: skip
 def test_what_else_has_no_kernel_says_why(a_gpu, part, changes, word):
     groups = use_kernels(GPT(model_of(**changes)), all_parts("auto"), CUDA, torch.bfloat16)
@@ -270,7 +272,8 @@ config = from_dict({{"model": {{"n_layer": 1, "n_embd": 16, "block_size": 8, "vo
 model, x = GPT(config.model), torch.zeros(2, 8, dtype=torch.long)
 model(x, x)[1].backward()
 print([name for name in sys.modules if name.split(".")[0] == "triton" or name in
-       ("kernels.attention", "kernels.mlp", "kernels.norms", "kernels.rotary", "kernels.linear_cross_entropy")])
+       ("kernels.attention", "kernels.mlp", "kernels.norms", "kernels.rotary", "kernels.linear_cross_entropy",
+        "kernels.fake_quantise", "kernels.fixed_point")])
 """
 
 

@@ -10,6 +10,7 @@ the result saturates.
 import torch
 from torch import Tensor
 
+from ..kernel_choice import Kernelled, Part
 from ..ops import Graph, Role
 from ..ops import Tensor as OpTensor
 from ..precision import wide
@@ -24,9 +25,10 @@ def steps_of(function: Activation, x: Tensor, fraction: int) -> Tensor:
     return torch.round(function(x.double()) * 2**fraction).int()
 
 
-class FixedPoint(Activation):
-    """Base of the kinds in integers: a kind sets `bits` of code and result, and defines `steps`."""
+class FixedPoint(Kernelled, Activation):
+    """Base of the kinds in integers: a kind sets `bits` of code and result, and defines `steps` and `by_kernel`."""
 
+    part: Part = "rounding"
     bits: int
 
     def __init__(self, config: KindConfig, *, function: str, fraction_in: int, fraction_out: int):
@@ -38,7 +40,16 @@ class FixedPoint(Activation):
         """Result of int64 codes, in steps of 2^-fraction_out."""
         raise NotImplementedError
 
+    def by_kernel(self, x: Tensor) -> Tensor:
+        """`forward` in one kernel."""
+        raise NotImplementedError
+
+    def kernel_obstacle(self, dropout: float = 0.0) -> str | None:
+        return None
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.runs_kernel(x):
+            return self.by_kernel(x)
         x32, half = wide(x), 1 << (self.bits - 1)
         code = table_index(torch.round(x32 * 2**self.fraction_in) + half, 2 * half) - half
         result = self.steps(code).to(x32.dtype) * 2.0**-self.fraction_out

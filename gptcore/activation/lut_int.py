@@ -31,6 +31,12 @@ class LutInt(FixedPoint):
     def steps(self, code):
         return self.table.index_select(0, (code + 128).flatten()).view(code.shape)
 
+    def by_kernel(self, x):
+        from kernels.fixed_point import lut_activation
+
+        fractions = {"fraction_in": self.fraction_in, "fraction_out": self.fraction_out}
+        return lut_activation(x, self.table, self.config.function, **fractions)
+
     @staticmethod
     def per_element(config):
         return {"shift": 1, "round": 1, "compare": 2, "lut": 1}

@@ -40,6 +40,11 @@ class PiecewiseInt(FixedPoint):
         line = start + (rise * place + (1 << (SEGMENT - 1)) >> SEGMENT)  # to the nearest, ties up
         return line + (code - (EDGE - 1)).clamp_min(0) if self.config.function in RISES else line
 
+    def by_kernel(self, x):
+        from kernels.fixed_point import pwl_activation
+
+        return pwl_activation(x, self.start, self.rise, self.config.function)
+
     @staticmethod
     def per_element(config):
         # code; its segment and place, a row of the table, the line, the tail

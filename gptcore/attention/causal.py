@@ -8,6 +8,7 @@ from torch import nn
 
 from ..cache import KVCache
 from ..config import Dims, Heads, knob
+from ..linear.linear import Dense
 from ..ops import Graph
 from ..quantize import bits_at, declare_point
 from ..registry import KindConfig, Problem, build, impl, register, slot
@@ -98,9 +99,13 @@ class HeadedAttention(ScoredAttention):
         config, points = self.config, self.points
         B, T, _ = x_BTC.shape
         x_BTC = points("input", x_BTC)
+        turned = None
         if len(self.projections) == 1:
+            qkv = self.c_attn(x_BTC)
+            if type(self.c_attn) is Dense and config.qk_norm is None:  # others may keep what they return
+                turned = position.rotate_projection(qkv, self.H, self.K, self.D, start)
             # Splitting before the transposition lets the backward pass join the three gradients without another copy.
-            qkv = self.c_attn(x_BTC).split([self.H * self.D, self.K * self.D, self.K * self.E], dim=-1)
+            qkv = (qkv if turned is None else turned).split([self.H * self.D, self.K * self.D, self.K * self.E], dim=-1)
         else:
             qkv = [getattr(self, name)(x_BTC) for name in self.projections]
         q, k, v = (t.view(B, T, n, -1).transpose(1, 2) for t, n in zip(qkv, (self.H, self.K, self.K), strict=True))
@@ -108,7 +113,8 @@ class HeadedAttention(ScoredAttention):
             q, k = self.q_norm(q), self.k_norm(k)
         if config.v_norm is not None:
             v = self.v_norm(v)
-        q, k = position.rotate(q, k, start)
+        if turned is None:
+            q, k = position.rotate(q, k, start)
         scale = 1 / math.sqrt(self.D)
         if config.qk_scale == "learned":
             q, scale = q * self.scale.to(q.dtype).view(-1, 1, 1), 1.0

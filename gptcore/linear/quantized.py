@@ -6,16 +6,18 @@ Jacob et al., arXiv 1712.05877; the gradient passes straight through the roundin
 from typing import Literal
 
 from ..config import QUANT_METHODS, knob
+from ..kernel_choice import Kernelled, Part
 from ..quantize import quantize
 from ..registry import KindConfig, register
 from .rounded import RoundedLinear, declare_rounded
 
 
 @register("linear", "quantized")
-class Quantized(RoundedLinear):
+class Quantized(Kernelled, RoundedLinear):
     """x W'^T + b, W' = s (round(W / s + z) - z), s and z of the whole matrix or of each output."""
 
     classic = ("quantized_linear",)
+    part: Part = "rounding"
 
     class Config(KindConfig):
         bits: int = knob(8, "bits of a weight", flat=("quantize_linear_bits",), ge=2, le=8)
@@ -24,6 +26,17 @@ class Quantized(RoundedLinear):
             values=QUANT_METHODS,
         )  # fmt: skip
         per: Literal["tensor", "channel"] = knob("tensor", "one range for the matrix, or one an output", flat=())
+
+    def kernel_obstacle(self, dropout=0.0):
+        return None
+
+    def weight_in_use(self):
+        if not self.runs_kernel(self.weight):
+            return super().weight_in_use()
+        from kernels.fake_quantise import fake_quantise
+
+        dim = -1 if self.config.per == "channel" else None
+        return fake_quantise(self.weight, self.config.bits, self.config.method, dim, self.strength)
 
     def round_weight(self, weight):
         dim = -1 if self.config.per == "channel" else None

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernel_choice import Kernelled, Part
 from ..ops import Graph
 from ..ops import Tensor as OpTensor
 from ..precision import wide
@@ -35,14 +36,23 @@ class RoundedLinear(Dense):
         return F.linear(x, self.weight_in_use(), self.bias)
 
 
-class BitLinear(RoundedLinear):
+class BitLinear(Kernelled, RoundedLinear):
     """As RoundedLinear, and every token of x is rounded by its largest magnitude; `weight_bits` are stored."""
 
+    part: Part = "rounding"
     weight_bits: int
 
+    def kernel_obstacle(self, dropout=0.0):
+        return None
+
     def forward(self, x):
-        if self.config.activation_bits is not None:
-            x = fake_quantize(x, self.config.activation_bits, dim=-1, strength=self.strength.to(x.dtype))
+        bits = self.config.activation_bits
+        if bits is not None and self.runs_kernel(x):
+            from kernels.fake_quantise import fake_quantise
+
+            x = fake_quantise(x, bits, "symmetric", -1, self.strength)
+        elif bits is not None:
+            x = fake_quantize(x, bits, dim=-1, strength=self.strength.to(x.dtype))
         return super().forward(x)
 
     @classmethod

@@ -48,6 +48,10 @@ class Position(nn.Module):
         """Queries and keys with position."""
         return q_BHTD, k_BKTD
 
+    def rotate_projection(self, qkv_BTC: Tensor, heads: int, key_heads: int, width: int, start: int) -> Tensor | None:
+        """`rotate` in place, where queries, keys and whatever else still lie side by side; None where it cannot be."""
+        return None
+
     def bias(self, heads: int, T: int, S: int, start: int, like: Tensor) -> Tensor | None:
         """What is added to the scores of `heads` query heads, (H, T, S), in the dtype and on the device of `like`.
 

@@ -46,19 +46,28 @@ class Rotary(Kernelled, Position):
     def kernel_obstacle(self, dropout=0.0):
         return None
 
+    def _tables(self, D: int) -> tuple[Tensor, Tensor]:
+        return getattr(self, f"cos_{D}"), getattr(self, f"sin_{D}")
+
     def rotate(self, q_BHTD, k_BKTD, start):
         if self.runs_kernel(q_BHTD):
             from kernels.rotary import rotary
 
             D = q_BHTD.shape[-1]
-            tables = getattr(self, f"cos_{D}"), getattr(self, f"sin_{D}")
-            return rotary(q_BHTD, k_BKTD, *tables, start, self.config.turned(D))
+            return rotary(q_BHTD, k_BKTD, *self._tables(D), start, self.config.turned(D))
         return self._turn(q_BHTD, start), self._turn(k_BKTD, start)
+
+    def rotate_projection(self, qkv_BTC, heads, key_heads, width, start):
+        if not self.runs_kernel(qkv_BTC):
+            return None
+        from kernels.rotary import rotary_projection_
+
+        turned = self.config.turned(width)
+        return rotary_projection_(qkv_BTC, heads, key_heads, width, *self._tables(width), start, turned)
 
     def _turn(self, x, start):
         T, D = x.shape[-2:]
-        cos = getattr(self, f"cos_{D}")[start : start + T].to(x.dtype)
-        sin = getattr(self, f"sin_{D}")[start : start + T].to(x.dtype)
+        cos, sin = (table[start : start + T].to(x.dtype) for table in self._tables(D))
         turned = self.config.turned(D)
         part = x if turned == D else x[..., :turned]
         part = part * cos + part.roll(turned // 2, dims=-1) * sin

@@ -14,9 +14,16 @@ from kernels.gates import attention
 # What is compiled in every run of the suite: the rows that the page on the kernels speaks of.
 HEADLINES = {
     "attention": ("sm_90 forward (softmax|consmax) D128 bf16$", 2),
-    "losses": ("sm_90 (forward|backward|both) bf16 V50304$", 3),
-    "mlp": ("sm_90 (forward relu2|backward gated silu) short bf16$", 2),
+    "losses": ("sm_90 both bf16 V50304$", 1),
+    "mlp": ("sm_90 backward gated silu short bf16$", 1),
+    "norms": ("sm_90 backward add_layer N1024 bf16$", 1),
+    "quantised": ("sm_90 ternary_decode ternary int8 decode, real i8$", 1),
+    "rotary": ("sm_90 rotate D64 bf16$", 1),
 }
+
+
+def test_every_family_has_a_headline():
+    assert set(HEADLINES) == set(aot.NAMES)
 
 
 @pytest.mark.parametrize("name", HEADLINES)

@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from counting import Bytes
 
 pytest.importorskip("triton")
 
@@ -51,21 +50,6 @@ def test_gradients_of_the_definition(activation, gated):
     assert torch.autograd.gradcheck(mlp_reference.mlp, (*given, activation, gated))
     if not gated:
         assert torch.autograd.gradcheck(mlp_reference.linear_activation, (*given[:3], activation))
-
-
-class Bytes(TorchDispatchMode):
-    """What torch's operators read and write, views aside."""
-
-    def __init__(self):
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        out = operator(*args, **(kwargs or {}))
-        if not operator.is_view and operator is not torch.ops.aten.detach.default:
-            tensors = (t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor))
-            self.total += sum(t.numel() * t.element_size() for t in tensors)
-        return out
 
 
 def moved_and_saved(function, given, *settings):
