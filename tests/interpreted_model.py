@@ -155,6 +155,18 @@ def test_cached_decode(variant, calls):
     close(torch.cat(parts, 1), want, "logits")
 
 
+@pytest.mark.parametrize("variant", ["rmsnorm, swiglu, rotary, normed queries", "peri, squared relu, narrow table"])
+def test_cached_decode_by_every_kernel(variant):
+    """Tokens in the middle of a sequence turn by their own angles."""
+    x = tokens(12)
+    want = made(variant, "reference").eval()(x)[0]
+    model = made(variant, "triton", PARTS).eval()
+    cache = model.new_cache(1)
+    with torch.inference_mode():
+        parts = [model(piece, cache=cache)[0] for piece in (x[:, :9], x[:, 9:10], x[:, 10:12])]
+    close(torch.cat(parts, 1), want, "logits")
+
+
 def test_dropout_is_for_plain_torch_and_evaluation_is_not(calls):
     model = made("softmax, groups", "reference", dropout=0.1)
     for block in model.transformer.h:
@@ -171,12 +183,20 @@ def test_bfloat16_is_refused_in_the_interpreter():
 
 
 @pytest.mark.slow
-def test_one_graph():
-    """torch.compile sees one graph with the kernels in it."""
-    model, x = made("consmax, groups, alibi", "triton"), tokens()
-    want = model(x)[0]
-    got = torch.compile(model, fullgraph=True, backend="aot_eager")(x)[0]
-    assert torch.equal(got, want)
+@pytest.mark.parametrize("variant, parts", [
+    ("consmax, groups, alibi", ("attention",)), ("rmsnorm, swiglu, rotary, normed queries", PARTS),
+    ("peri, squared relu, narrow table", PARTS),
+])  # fmt: skip
+def test_one_graph(variant, parts):
+    """torch.compile sees one graph with the kernels in it, forward and backward."""
+    model, x = made(variant, "triton", parts), tokens()
+    want = gradients(model)[1]
+    model.zero_grad()
+    loss = torch.compile(model, fullgraph=True, backend="aot_eager")(x, tokens(seed=2))[1]
+    loss.backward()
+    assert torch.equal(loss.detach(), want["loss"])
+    for name, p in model.named_parameters():
+        close(p.grad, want[name], name)
 
 
 def test_the_comparison_would_notice(monkeypatch):
