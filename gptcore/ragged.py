@@ -163,6 +163,9 @@ class _Layer:
         q, k = zip(*self._ragged.apart(self._position.rotate, start, q_BHTD, k_BKTD), strict=True)
         return torch.cat(q), torch.cat(k)
 
+    def rotate_projection(self, qkv_BTC: Tensor, heads: int, key_heads: int, width: int, start: int) -> None:
+        return None  # every row turns by its own angles
+
     def bias(self, heads: int, T: int, S: int, start: int, like: Tensor) -> Tensor:
         return self._model.bias(S, like)
 

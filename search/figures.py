@@ -7,14 +7,15 @@ path            score and cost by step
 controls        gain and cost of the search beside its random controls
 curves          learning curves of the finalists
 
-What there is nothing to show of is left out. Colours are those of Okabe and Ito (2008), told apart by colour-blind
-readers; shapes and dashes tell the same. Intervals as on the page of the study.
+What there is nothing to show of is left out. Shapes and dashes tell the same as colours. Intervals
+as on the page of the study.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptcore.analysis.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW, new_figure, save, style
 from ppa.page.units import scale
 
 from .page.charts import LONG
@@ -26,42 +27,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH_IN, DPI = 3.4, 300
-BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, BLACK, GREY = (
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c8c8c",
-)  # fmt: skip
+WIDTH_IN = 3.4  # one column
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1.5)), (0, (1, 3)), "-")
-STYLE: Any = {
-    "font.size": 7.5, "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "legend.fontsize": 6.5,
-    "legend.frameon": False, "pdf.fonttype": 42, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "grid.linewidth": 0.4, "grid.color": "#e4e4e4", "axes.axisbelow": True,
-}  # fmt: skip
-# Without the time and the version of the program that drew them.
-METADATA: dict[str, dict[str, Any]] = {
-    "png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None}
-}  # fmt: skip
 
 
 def write_figures(view: StudyView, folder: Path) -> list[Path]:
     """Writes all there are; their paths. ImportError without matplotlib."""
-    import matplotlib
-
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    with matplotlib.rc_context(STYLE):
-        for name, figure in draw(view).items():
-            for suffix, metadata in METADATA.items():
-                path = folder / f"{name}.{suffix}"
-                figure.savefig(path, dpi=DPI, metadata=metadata)
-                written.append(path)
-    return written
+    with style():
+        return [path for name, figure in draw(view).items() for path in save(figure, folder, name)]
 
 
 def draw(view: StudyView) -> dict[str, "Figure"]:
-    """The figures by name; they are to be rendered in `STYLE`, too."""
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
+    """The figures by name; they are to be rendered in `style()`, too."""
+    with style():
         figures = {f"pareto_{chart.cost}": _pareto(view, chart) for chart in view.charts}
         if view.path and any(len(view.way(cost)) > len(view.path) for cost in cost_names(view.settings)[:1]):
             figures["path"] = _path(view)
@@ -73,11 +52,7 @@ def draw(view: StudyView) -> dict[str, "Figure"]:
 
 
 def _figure(height_in: float, rows: int = 1, columns: int = 1, **sharing: Any) -> tuple["Figure", Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(height_in, WIDTH_IN)
     return figure, figure.subplots(rows, columns, **sharing)
 
 

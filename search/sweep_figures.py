@@ -12,7 +12,9 @@ What there is nothing to show of is left out. Colours and dashes are those of se
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .figures import BLACK, BLUE, DASHES, DPI, GREEN, METADATA, ORANGE, PINK, SKY, STYLE, YELLOW
+from gptcore.analysis.figures import BLACK, BLUE, GREEN, ORANGE, PINK, SKY, YELLOW, new_figure, save, style
+
+from .figures import DASHES
 from .sweep_results import Results
 
 if TYPE_CHECKING:
@@ -24,28 +26,10 @@ BARS, CURVES, LETTERS = 40, 7, 44
 
 def write_figures(found: Results, folder: Path) -> list[Path]:
     """Writes all there are; their paths. ImportError without matplotlib."""
-    import matplotlib
-
-    written = []
-    with matplotlib.rc_context(STYLE):
+    with style():
         drawn = {"bars": _bars(found), "curves": _curves(found)}
-        for name, figure in drawn.items():
-            for suffix, metadata in METADATA.items() if figure else ():
-                folder.mkdir(parents=True, exist_ok=True)
-                path = folder / f"{name}.{suffix}"
-                assert figure is not None
-                figure.savefig(path, dpi=DPI, metadata=metadata)
-                written.append(path)
-    return written
-
-
-def _figure(height_in: float) -> "Figure":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+        folder.mkdir(parents=True, exist_ok=True)
+        return [path for name, figure in drawn.items() if figure for path in save(figure, folder, name)]
 
 
 def _bars(found: Results) -> "Figure | None":
@@ -53,7 +37,7 @@ def _bars(found: Results) -> "Figure | None":
     if not known:
         return None
     shown, best = known[:BARS], known[0][1].mean
-    figure = _figure(0.75 + 0.17 * len(shown))
+    figure = new_figure(0.75 + 0.17 * len(shown), WIDTH_IN)
     axes = figure.subplots()
     for row, (_, loss) in enumerate(shown):
         axes.barh(row, loss.mean - best, color=SKY, height=0.62)
@@ -82,7 +66,7 @@ def _curves(found: Results) -> "Figure | None":
     shown = curves[:CURVES]
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(3.0)
+    figure = new_figure(3.0, WIDTH_IN)
     axes, late, last = figure.subplots(), [], max(curve.steps[-1] for curve in shown)
     for curve, colour, dash in zip(shown, (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, BLACK), DASHES, strict=False):
         axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.12, lw=0)

@@ -26,6 +26,9 @@ class AtLayer:
     def rotate(self, q_BHTD, k_BKTD, start):
         return self.rotation.rotate(q_BHTD, k_BKTD, start)
 
+    def rotate_projection(self, qkv_BTC, heads, key_heads, width, start):
+        return self.rotation.rotate_projection(qkv_BTC, heads, key_heads, width, start)
+
     def bias(self, heads, T, S, start, like):
         return self.scores.bias(heads, T, S, start, like)
 

@@ -12,7 +12,8 @@ from made_study import settings, study, with_controls
 
 matplotlib = pytest.importorskip("matplotlib")
 
-from search.figures import DPI, STYLE, WIDTH_IN, draw, write_figures  # noqa: E402
+from gptcore.analysis.figures import DPI, STYLE  # noqa: E402
+from search.figures import WIDTH_IN, draw, write_figures  # noqa: E402
 from search.ledger import Ledger  # noqa: E402
 from search.view import study_view  # noqa: E402
 

@@ -109,7 +109,7 @@ def test_figures_show_the_same_numbers(made, tmp_path):
 def test_no_words_of_the_bars_are_cut_off(made, letters):
     """Long names narrow the axes, below which the title of the losses is wider than they are."""
     matplotlib = pytest.importorskip("matplotlib")
-    from search.figures import STYLE
+    from gptcore.analysis.figures import STYLE
     from search.sweep_figures import _bars
 
     with matplotlib.rc_context(STYLE):
