@@ -1,4 +1,5 @@
-"""Time of attention weightings: forward, forward with backward, and decode; every path that this machine has.
+"""Time of attention weightings: forward, forward with backward, and decode; every path that this machine has. On a
+GPU, of the kernels beside attention, too, and of their definitions.
 
     kernels    the plain torch definition of each kind of the kernels, and, on a GPU, the Triton kernel
     gptcore    each registered kind of softmax, as the model runs it (`attend`), on this device
@@ -20,13 +21,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu import checks, contestants, work
+from benchmarks.gpu import block_plan, checks, contestants, work
+from benchmarks.gpu.block_plan import BlockPoint
 from benchmarks.gpu.plan import KINDS, Point
 from benchmarks.gpu.report import roofline_share
 from gptcore.config import Dims
 from gptcore.masking import CausalMask
 from gptcore.registry import build, kinds, lookup
 from gptcore.softmax import Scoring, Softmax
+from kernels.roofline import Work
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 B, H, T, CACHE, D = (8, 16, 2048, 32768, 64) if DEVICE == "cuda" else (1, 4, 256, 32768, 32)
@@ -34,6 +37,7 @@ DTYPE = "bf16" if DEVICE == "cuda" else "fp32"
 SECONDS, FEWEST = 0.15, 7  # of a case
 CLOCK = time.perf_counter if DEVICE == "cuda" else time.process_time
 OPS = ("forward", "both", "decode")
+UNTIMED = "no GPU: the Triton kernels would run in the interpreter, which is not timed"
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}  # of a fused form to its definition in the same type
 PATHS = [*(("kernels", kind) for kind in KINDS), *(("gptcore", kind) for kind in kinds("softmax")),
          ("sdpa", "softmax"), *(("triton", kind) for kind in KINDS)]  # fmt: skip
@@ -125,6 +129,30 @@ def ceilings() -> tuple[float, float]:
     return 2 * size / best(lambda: target.copy_(source)), 2 * side**3 / best(lambda: a @ a)
 
 
+def block_points() -> list[BlockPoint]:
+    """Of every operator one shape, that of a model of width 1024 where it has such."""
+    parts = (block_plan.products, block_plan.mlp, block_plan.norms, block_plan.rotary, block_plan.cross_entropy,
+             block_plan.linear_ce, block_plan.quantised)  # fmt: skip
+    points = sorted((p for part in parts for p in part()), key=lambda p: 1024 not in dict(p.sizes).values())
+    found: dict[tuple, BlockPoint] = {}
+    for p in points:
+        found.setdefault((p.op, p.variant, p.mode), p)
+    return list(found.values())
+
+
+def block_runnable(at: BlockPoint, path: str, device: str = DEVICE):
+    """What is timed of an operator: our kernel, compared with its definition before, or the definition."""
+    from benchmarks.gpu import block_checks, block_ops  # need triton
+
+    named = block_checks.new_tensors(at, 1, device)
+    if path == "triton":
+        contestant = next(c for c in at.contestants if c.startswith("triton"))
+        error, allowed, tensor = block_checks.gate(at, contestant, named)
+        require(error, allowed, f"{tensor} of the kernel of {at.name}")
+        return block_checks.runnable(*block_checks.own(at, contestant), named)
+    return block_checks.runnable(at, block_ops.OPERATORS[at.op].reference(at), named)
+
+
 @pytest.mark.parametrize("path, kind", PATHS, ids=[f"{path}-{kind}" for path, kind in PATHS])
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.benchmark(timer=CLOCK)
@@ -132,21 +160,37 @@ def test_attention(benchmark, ceilings, op, path, kind):
     if path == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("the Triton interpreter is not timed")
     if path == "triton" and DEVICE == "cpu":
-        pytest.skip("no GPU: the Triton kernels would run in the interpreter, which is not timed")
+        pytest.skip(UNTIMED)
     at, run = runnable(op, path, kind)
+    done = work.of(at, f"{path}:{kind}", contestants.DTYPES[DTYPE].itemsize)
+    measure(benchmark, ceilings, run, done, op=op, path=path, kind=kind, point=at.name)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason=UNTIMED)
+@pytest.mark.parametrize("path", ["triton", "kernels"])
+@pytest.mark.parametrize("at", block_points(), ids=lambda at: at.name)
+@pytest.mark.benchmark(timer=CLOCK)
+def test_block(benchmark, ceilings, at, path):
+    from benchmarks.gpu.block_ops import work_of
+
+    kind = f"{at.op} {at.variant}".strip()
+    op = f"{kind} {at.mode}"
+    measure(benchmark, ceilings, block_runnable(at, path), work_of(at), op=op, path=path, kind=kind, point=at.name)
+
+
+def measure(benchmark, ceilings: tuple[float, float], run, done: Work, **facts: str) -> None:
     run = synchronised(run)
     run()
     began = CLOCK()
     run()
     rounds = max(FEWEST, math.ceil(SECONDS / (CLOCK() - began)))
-    benchmark.group = op
+    benchmark.group = facts["op"]
     benchmark.pedantic(run, rounds=min(rounds, 200), warmup_rounds=1)
     if benchmark.stats is None:
         return
-    done = work.of(at, f"{path}:{kind}", contestants.DTYPES[DTYPE].itemsize)
     median = statistics.median(benchmark.stats.stats.data)
     benchmark.extra_info.update(
-        op=op, path=path, kind=kind, point=at.name, flops=done.flops, bytes=done.bytes,
+        **facts, flops=done.flops, bytes=done.bytes,
         flops_per_s=done.flops / median, bytes_per_s=done.bytes / median,
         copy_bytes_per_s=ceilings[0], matmul_flops_per_s=ceilings[1],
         roofline_share=roofline_share(done.flops, done.bytes, median, *ceilings),

@@ -38,7 +38,7 @@ class Model:
     centred: bool = True
     rotary: bool = False
     bias: bool = True
-    B: int = 16
+    B: int = 32
     T: int = 1024
     L: int = 12
     C: int = 768
@@ -211,7 +211,7 @@ PAGE = """# Where a training step goes
 
 Bytes that a training step moves and the least time it can take on an H200, part by part, by plain torch and by the
 kernels of `kernels/`. **Computed, not timed**: no GPU was at hand. `python -m benchmarks.step_page` writes this page;
-on a GPU `python -m benchmarks.gpu step` times the same step (`benchmarks/README.md`).
+on a GPU `python -m benchmarks.gpu step` times these steps (`benchmarks/README.md`).
 
 A batch of {B} sequences of {T:,} tokens, {L} layers, width {C}, {H} heads, vocabulary {V:,}; bf16 products, fp32
 parameters and stream. Times assume the peak rates, {tflops:.0f} TFLOP/s and {tbytes:.1f} TB/s, which real kernels do

@@ -116,7 +116,9 @@ WHOLE = {
         "rounding": {"method": "affine"},
     },
     "table": {"mlp": {"kind": "swiglu", "activation": {"kind": "lut_int", "function": "silu"}}},
-    "parallel, reglu": {"block": "parallel", "mlp": "reglu", "position": "combined", "norm": {"kind": "layernorm", "scale": "none"}},
+    "parallel, reglu": {
+        "block": "parallel", "mlp": "reglu", "position": "combined", "norm": {"kind": "layernorm", "scale": "none"},
+    },
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import itertools
 import re
 import signal
 import sys
@@ -9,22 +10,24 @@ import time
 from pathlib import Path
 
 from . import picture, report, store
-from .plan import PARTS
+from .parts import GROUPS, PARTS
 from .runner import WORKER, NoDevice, Runner
 
 RESULTS = Path(__file__).parents[1] / "results"
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="Attention kernels on a GPU.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help="parts to run, in the order of --list (default: all)")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="Triton kernels on a GPU.")
+    which = f"parts to run, in the order of --list, or {', '.join(GROUPS)} (default: all)"
+    parser.add_argument("parts", nargs="*", metavar="PART", help=which)
     parser.add_argument("--list", action="store_true", help="the parts and their points, then stop")
     parser.add_argument("--seconds", type=float, default=550.0, help="for the whole run (default: 550)")
     parser.add_argument("--out", type=Path, help="folder; parts that are not run keep their rows there")
     found = parser.parse_args(argv)
     for name in found.parts:
-        if name not in PARTS:
-            parser.error(f"no part {name!r}: choose from {', '.join(PARTS)}")
+        if name not in PARTS and name not in GROUPS:
+            parser.error(f"no part {name!r}: choose from {', '.join([*PARTS, *GROUPS])}")
+    found.parts = list(itertools.chain(*(GROUPS.get(name, (name,)) for name in found.parts)))
     found.parts = [n for n in PARTS if n in found.parts or (not found.parts and PARTS[n].by_itself)]
     return found
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -144,10 +145,16 @@ def _flex(point: Point) -> Callable[..., Tensor]:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
     except ImportError as error:
         raise Absent(f"no FlexAttention: {error}") from None
-    torch._dynamo.reset()
-    compiled = torch.compile(flex_attention, dynamic=False)
+    attend = compiled(flex_attention, point.op == "backward")
     mask = create_block_mask(lambda b, h, t, s: t >= s, None, None, point.T, point.S) if point.causal else None
-    return lambda q, k, v, **_: compiled(q, k, v, block_mask=mask, scale=scale(point), enable_gqa=point.H != point.K)
+    return lambda q, k, v, **_: attend(q, k, v, block_mask=mask, scale=scale(point), enable_gqa=point.H != point.K)
+
+
+def compiled(function: Callable, repeated: bool = False) -> Callable:
+    """Of static shapes; `repeated`: one graph is run backward several times, so what it keeps is not overwritten."""
+    torch._dynamo.reset()
+    torch._functorch.config.donated_buffer = not repeated
+    return torch.compile(function, dynamic=False)
 
 
 def function(point: Point, contestant: str, multiprocessors: int) -> Callable[..., Tensor]:
@@ -156,8 +163,7 @@ def function(point: Point, contestant: str, multiprocessors: int) -> Callable[..
     if provider == "triton":
         return own(point, kind, point.splits or decode_splits(point, multiprocessors))
     if provider == "compile":
-        torch._dynamo.reset()
-        naive = torch.compile(reference(point, kind), dynamic=False)
+        naive = compiled(reference(point, kind), point.op == "backward")
         return lambda q, **rest: naive(q, **{n: x.to(q.dtype) for n, x in rest.items()})
     return _flex(point) if provider == "flex" else _sdpa(point, provider.removeprefix("sdpa-"))
 
@@ -215,13 +221,13 @@ def outcome(
 
 @contextmanager
 def dirty_memory():
-    """Outputs hold NaN until a kernel writes them."""
+    """Outputs hold NaN, or 77, until a kernel writes them."""
     empty, new_empty = torch.empty, Tensor.new_empty
 
     def filled(function):
         def call(*args, **kwargs):
             out = function(*args, **kwargs)
-            return out.fill_(math.nan) if out.is_floating_point() else out
+            return out.fill_(math.nan if out.is_floating_point() else 77)
 
         return call
 

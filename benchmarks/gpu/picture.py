@@ -10,7 +10,8 @@ PREFIXES = {-6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P"}
 
 
 def roofline(points: Sequence[tuple[str, float, float]], bytes_per_s: float, flops_per_s: float, title: str) -> str:
-    """(series, operations a byte, operations a second) on logarithmic axes, below the two ceilings."""
+    """(series, operations a byte, operations a second) on logarithmic axes, below the two ceilings; no zeros."""
+    points = [p for p in points if p[1] > 0 and p[2] > 0]
     xs = [x for _, x, _ in points] + [flops_per_s / bytes_per_s]
     ys = [y for _, _, y in points] + [flops_per_s]
     x0, x1 = _decades(xs)

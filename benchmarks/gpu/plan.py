@@ -1,4 +1,4 @@
-"""What is checked and timed: parts by name, each a list of points. Pure: no torch, no GPU.
+"""What is checked and timed of attention: parts by name, each a list of points. Pure: no torch, no GPU.
 
 A point is a shape with contestants. `triton:consmax` is our kernel of that kind (`@128x64x8x2`: with that launch row
 in place of the committed one), `triton:consmax!frozen` the same without gradients of beta and gamma, `compile:consmax`
@@ -52,14 +52,20 @@ class Point:
         options += [f"splits {self.splits}"] * bool(self.splits)
         return " ".join(filter(None, [self.op, f"B{self.B}", heads, tokens, wide, *options]))
 
+    @property
+    def group(self) -> tuple:
+        """Points of a group share kernels."""
+        return split_contestant(self.contestants[0])[1], self.D, self.dtype == "fp32", self.variant, self.run
+
 
 @dataclass(frozen=True)
 class Part:
     help: str
-    points: Callable[[Sequence[Mapping[str, str]]], list[Point]]  # of the rows so far
+    points: Callable[[Sequence[Mapping[str, str]]], Sequence]  # of the rows so far
     weight: float  # share of the time that is left
     parallel: int = 1  # processes at once; 1 for everything timed
     by_itself: bool = True  # whether a run of all parts holds it
+    check: bool = False  # rather than timed
 
 
 def triton(*kinds: str) -> tuple[str, ...]:
@@ -225,27 +231,18 @@ def tune(rows=()) -> list[Point]:
 
 
 PARTS = {
-    "correctness": Part("every launch row and kind, and every flag, against fp64", correctness, 180, parallel=14),
-    "int64": Part("tensors of more than 2^31 elements", int64, 20),
-    "determinism": Part("20 runs in each of two processes, bit by bit", determinism, 15, parallel=2),
-    "memory": Part("what a training step keeps and its peak, against the sum of its tensors", memory, 12),
+    "correctness": Part("every launch row and kind, and every flag, against fp64", correctness, 180, parallel=14,
+                        check=True),
+    "int64": Part("tensors of more than 2^31 elements", int64, 20, check=True),
+    "determinism": Part("20 runs in each of two processes, bit by bit", determinism, 15, parallel=2, check=True),
+    "memory": Part("what a training step keeps and its peak, against the sum of its tensors", memory, 12, check=True),
     "ceilings": Part("copy bandwidth and matrix product rate of this device", ceilings, 12),
     "forward": Part("P1, P3, P6: causal forward", forward, 95),
     "backward": Part("P2, P4: backward alone", backward, 85),
     "training": Part("P5: forward and backward, gradients of beta and gamma in it", training, 50),
     "window": Part("P7: a window of 1,024 in 16,384", window, 15),
     "decode": Part("P8: one query over a cache", decode, 60),
-    "tune_check": Part("launch rows to try: spills, correctness", tune_check, 150, parallel=14, by_itself=False),
+    "tune_check": Part("launch rows to try: spills, correctness", tune_check, 150, parallel=14, by_itself=False,
+                       check=True),
     "tune": Part("times of those that passed tune_check, and the rows that win", tune, 200, by_itself=False),
-}
-
-
-def units(points: Sequence[Point], parallel: int) -> list[list[Point]]:
-    """Points dealt to processes. Points of one kind and width share kernels, so they stay together."""
-    if parallel == 1:
-        return [list(points)] if points else []
-    groups: dict[tuple, list[Point]] = {}
-    for point in points:
-        kind = split_contestant(point.contestants[0])[1]
-        groups.setdefault((kind, point.D, point.dtype == "fp32", point.variant, point.run), []).append(point)
-    return sorted(groups.values(), key=len, reverse=True)
+}  # fmt: skip

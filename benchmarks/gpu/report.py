@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
+from .parts import CHECKS, TIMED
 from .store import FACTS, Row
-from .targets import Verdict, latest, verdicts
+from .targets import Verdict, latest, sizes, verdicts
 
-CHECKS = ("correctness", "int64", "determinism", "memory")
-TIMED = ("forward", "backward", "training", "window", "decode")
+BANDWIDTH = ("decode", "norms", "rotary", "cross_entropy", "quantised")  # parts that memory bounds
 
 
 def unequal_digests(rows: Sequence[Row]) -> list[str]:
@@ -14,7 +14,7 @@ def unequal_digests(rows: Sequence[Row]) -> list[str]:
     found: dict[tuple[str, str], set[str]] = {}
     runs: dict[tuple[str, str], set[str]] = {}
     for row in rows:
-        if row["part"] == "determinism" and row["digest"]:
+        if row["part"].endswith("determinism") and row["digest"]:
             key = row["point"].rpartition(" run ")[0], row["contestant"]
             found.setdefault(key, set()).add(row["digest"])
             runs.setdefault(key, set()).add(row["run"])
@@ -35,7 +35,7 @@ def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[st
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    lines = ["# Attention kernels on a GPU", ""]
+    lines = ["# Triton kernels on a GPU", ""]
     for name in FACTS:
         seen = sorted({r[name] for r in rows if r[name]})
         lines.append(f"- {name}: {', '.join(seen)}" + (" (several: rows are not comparable)" if len(seen) > 1 else ""))
@@ -85,12 +85,14 @@ def _times(part: str, rows: Sequence[Row]) -> Iterator[str]:
     points = latest(rows, part)
     if not points:
         return
-    unit = ("GB/s", "bytes_per_s", 1e9) if part == "decode" else ("TFLOP/s", "flops_per_s", 1e12)
+    unit = ("GB/s", "bytes_per_s", 1e9) if part in BANDWIDTH else ("TFLOP/s", "flops_per_s", 1e12)
     names = list(dict.fromkeys(name for times in points.values() for name in times))
     yield f"## {part}: median µs (20 % to 80 %), {unit[0]}"
     yield ""
     body = [[point, *(_cell(times.get(name), unit[1], unit[2]) for name in names)] for point, times in points.items()]
     yield from _table(("point", *names), body)
+    if part == "step":
+        yield from _step_table(points)
     few = [r for times in points.values() for r in times.values() if r["reps"] and int(r["reps"]) < 100]
     late = [r for times in points.values() for r in times.values() if r["host_bound"] not in ("", "0")]
     if few:
@@ -98,6 +100,18 @@ def _times(part: str, rows: Sequence[Row]) -> Iterator[str]:
     for r in late:
         yield f"The host was late in {r['host_bound']} of {r['reps']} runs: {r['contestant']}, {r['point']}."
     yield ""
+
+
+def _step_table(points: dict[str, dict[str, Row]]) -> Iterator[str]:
+    lines = []
+    for times in points.values():
+        for contestant, row in times.items():
+            if row["status"] == "ok":
+                rate = sizes(row)["B"] * sizes(row)["T"] / float(row["median_s"])
+                peak = f"{float(row['value']) / 1e9:.2f}" if row["value"] else ""
+                model = ", ".join(filter(None, [row["variant"], row["options"]]))
+                lines.append([model, contestant, f"{rate:.0f}", peak])
+    yield from _table(("model", "contestant", "tokens/s", "peak memory, GB"), lines)
 
 
 def _cell(row: Row | None, rate: str, size: float) -> str:
@@ -123,9 +137,12 @@ def roofline_share(flops: float, moved: float, seconds: float, bytes_per_s: floa
 
 
 def roofline_points(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
-    """(contestant, operations a byte, operations a second) of everything timed."""
-    timed = [r for r in rows if r["part"] in TIMED and r["status"] == "ok" and r["flops"] and r["bytes"]]
-    return [(r["contestant"], float(r["flops"]) / float(r["bytes"]), float(r["flops_per_s"])) for r in timed]
+    """(contestant, operations a byte, operations a second) of times that have both; beside attention only of ours."""
+    timed = [r for r in rows if r["part"] in TIMED and r["status"] == "ok" and r["flops_per_s"] and r["bytes_per_s"]
+             and not (r["sizes"] and r["provider"] != "triton")]  # fmt: skip
+    names = [f"{r['contestant']} {r['kind']}" if r["sizes"] else r["contestant"] for r in timed]
+    return [(name, float(r["flops"]) / float(r["bytes"]), float(r["flops_per_s"]))
+            for name, r in zip(names, timed, strict=True)]  # fmt: skip
 
 
 def winners(rows: Sequence[Row]) -> list[str]:
@@ -149,7 +166,7 @@ def winners(rows: Sequence[Row]) -> list[str]:
 
 def summary(rows: Sequence[Row]) -> str:
     lines = [
-        f"{v.target.name:9}{v.text:22}{v.mean:7.3f} worst {v.worst:7.3f} bar {v.target.bar:.2f}  {v.target.what}"
+        f"{v.target.name:10}{v.text:22}{v.mean:7.3f} worst {v.worst:7.3f} bar {v.target.bar:.2f}  {v.target.what}"
         for v in verdicts(rows)
         if v.values
     ]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from . import store
-from .plan import PARTS, Point, kernel_name, units
+from .parts import JUDGES, PARTS, AnyPoint, kernel_of, units
 
 WORKER = (sys.executable, "-m", "benchmarks.gpu.worker")
 Say = Callable[[str], None]
@@ -25,7 +25,7 @@ class NoDevice(Exception):
 class Unit:
     """Points of one process; a new process takes what a dead one left."""
 
-    def __init__(self, points: Sequence[Point]):
+    def __init__(self, points: Sequence[AnyPoint]):
         self.points = list(points)
         self.process: subprocess.Popen | None = None
         self.pending = b""
@@ -59,9 +59,7 @@ class Unit:
 
 def red_kernels(rows: Sequence[store.Row], code: str) -> list[str]:
     """Our kernels that a check found wrong, as they are now: rows of other versions of the code do not count."""
-    checks = ("correctness", "int64", "determinism")
-    bad = [r for r in rows if r["status"] == "red" and r["part"] in checks and r["code"] == code]
-    return sorted({kernel_name(r["kind"], max(int(r["D"]), int(r["E"])), r["variant"], r["dtype"]) for r in bad})
+    return sorted({kernel_of(r) for r in rows if r["status"] == "red" and r["part"] in JUDGES and r["code"] == code})
 
 
 class Runner:
@@ -153,7 +151,7 @@ class Runner:
         self._mark(unit.points[0], unit.seen, "error", f"the process ended with {code}: {words}")
         return [Unit(unit.points[1:])] if unit.points[1:] else []
 
-    def _mark(self, point: Point, seen: set[str], status: str, reason: str) -> None:
+    def _mark(self, point: AnyPoint, seen: set[str], status: str, reason: str) -> None:
         for contestant in point.contestants:
             if contestant not in seen:
                 row = {"contestant": contestant, "op": point.op, "status": status, "reason": reason}

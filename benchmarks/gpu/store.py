@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from .plan import Point, split_contestant
+from .block_plan import BlockPoint
+from .parts import AnyPoint
+from .plan import split_contestant
 from .stats import quantile
 
 FACTS = ("code", "device", "multiprocessors", "l2_bytes", "driver", "cuda", "torch", "triton", "ptxas")
@@ -17,12 +19,13 @@ MEASURED = (
     "temperature_c", "power_w",
 )  # fmt: skip
 SHAPE = ("B", "H", "K", "T", "S", "D", "E", "dtype", "causal", "window", "softcap", "bias", "variant", "heads_inside",
-         "splits", "run", "row")  # fmt: skip
+         "mode", "splits", "run", "row", "sizes", "options")  # fmt: skip
+LATER = {"mode", "sizes", "options"}  # columns that files of attention alone do not have
 FIELDS = ("part", "point", "op", "contestant", "provider", "kind", "launch", *MEASURED, *SHAPE, *FACTS)
 Row = dict[str, str]
 
 
-def make(point: Point, found: Mapping, facts: Mapping[str, str]) -> Row:
+def make(point: AnyPoint, found: Mapping, facts: Mapping[str, str]) -> Row:
     """One line of the file; `seconds` become quantiles, and rates follow from the median."""
     values = {n: x for n, x in found.items() if n != "seconds"}
     if seconds := found.get("seconds"):
@@ -31,8 +34,11 @@ def make(point: Point, found: Mapping, facts: Mapping[str, str]) -> Row:
         values |= {"min_s": min(seconds), "reps": len(seconds)}
         values |= {f"{n}_per_s": values[n] / median for n in ("flops", "bytes") if values.get(n)}
     shape = asdict(point)
-    values |= {n: shape[n] for n in SHAPE} | {n: facts.get(n, "") for n in FACTS}
     provider, kind, launch, _ = split_contestant(str(found.get("contestant", "")))
+    if isinstance(point, BlockPoint):
+        kind = point.op
+        shape |= {"sizes": point.sized, "options": ", ".join(point.options)}
+    values |= {n: shape.get(n, "") for n in SHAPE} | {n: facts.get(n, "") for n in FACTS}
     values |= {"part": point.part, "point": point.name, "provider": provider, "kind": kind, "launch": launch}
     return {name: _text(values.get(name, "")) for name in FIELDS}
 
@@ -71,9 +77,11 @@ def read(path: Path) -> list[Row]:
     text = path.read_text()
     whole = text[: text.rfind("\n") + 1]
     rows = list(csv.reader(io.StringIO(whole)))
-    if rows and tuple(rows[0]) != FIELDS:
+    fields = tuple(rows[0]) if rows else FIELDS
+    if fields not in (FIELDS, tuple(n for n in FIELDS if n not in LATER)):
         raise ValueError(f"{path} has other columns than this version writes: use another --out")
-    return [dict(zip(FIELDS, row, strict=True)) for row in rows[1:] if len(row) == len(FIELDS)]
+    empty = dict.fromkeys(FIELDS, "")
+    return [empty | dict(zip(fields, row, strict=True)) for row in rows[1:] if len(row) == len(fields)]
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ when only the geometric mean is; both are stated. Shapes that were not timed on 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from .block_plan import COMPILED_WIDTHS, NORM_WIDTHS
 from .stats import geometric_mean
 from .store import Row
 
@@ -127,6 +128,78 @@ def copy_share(contestant: str) -> Callable[[Times], float | None]:
     return value
 
 
+def sizes(row: Row) -> dict[str, int]:
+    """Of a point beside attention, by name."""
+    return {name: int(size) for name, _, size in (word.partition("=") for word in row["sizes"].split())}
+
+
+def share(contestant: str) -> Callable[[Times], float | None]:
+    """What its row holds as a value."""
+
+    def value(times):
+        row = times.get(contestant)
+        return float(row["value"]) if row and row["status"] == "ok" and row["value"] else None
+
+    return value
+
+
+OURS, COMPILE = "triton", "compile"
+COMPILED = "torch.compile"
+
+
+def _inputs(low: int, high: int, *, plain: bool = False) -> Callable[[Row], bool]:
+    """Products with a sum over so many inputs."""
+
+    def where(row):
+        width = sizes(row).get("K") or sizes(row)["C"]
+        return low <= width <= high and (row["variant"] == "none") == plain
+
+    return where
+
+
+def _of(*kinds: str) -> Callable[[Row], bool]:
+    return lambda row: row["kind"] in kinds
+
+
+def _norms(mode: str, widths: Sequence[int]) -> Callable[[Row], bool]:
+    return lambda row: row["mode"] == mode and sizes(row)["N"] in widths
+
+
+def block_targets() -> list[Target]:
+    compiled, narrow = ratio(OURS, COMPILE), (1, 1024)
+    ternary = "ternary decode, M 1 to 16"
+    return [
+        Target("P9", "GEMM alone over cuBLAS", "products", 0.88, ratio(OURS, "mm"), _inputs(1, 1 << 31, plain=True)),
+        *(Target("P9", f"linear + activation over {COMPILED}, {text}", "products", bar, compiled, _inputs(*span))
+          for text, bar, span in (("K <= 1024", 1.10, narrow), ("K 2048", 1.0, (2048, 2048)),
+                                  ("K 4096", 0.93, (4096, 4096)))),
+        Target("P10", f"MLP forward and backward over {COMPILED}, C <= 1024", "mlp", 1.03, compiled, _inputs(*narrow)),
+        *(Target("P11", f"norms {mode}, share of copy bandwidth", "norms", bar, copy_share(OURS),
+                 _norms(mode, NORM_WIDTHS)) for mode, bar in (("forward", 0.90), ("backward", 0.80))),
+        *(Target("P11", f"norms {mode} over {COMPILED}", "norms", 1.0, compiled, _norms(mode, COMPILED_WIDTHS))
+          for mode in ("forward", "backward")),
+        Target("P12", "cross entropy, share of copy bandwidth", "cross_entropy", 0.85, copy_share(OURS)),
+        Target("P12", f"cross entropy over {COMPILED}", "cross_entropy", 1.2, compiled),
+        Target("P13", f"head and loss, time over that of {COMPILED}", "linear_ce", 1.05, ratio(COMPILE, OURS),
+               at_most=True),
+        Target("P13", "head and loss, memory beside dX and dW over 256 MB", "block_memory", 1.0, share(OURS),
+               _of("linear_cross_entropy"), at_most=True),
+        Target("P14", "rotary in place, share of copy bandwidth", "rotary", 0.85, copy_share("triton!in-place"),
+               _of("rotary")),
+        Target("quantised", "int8 product over torch's, scaled", "quantised", 1.0, ratio(OURS, "int-mm"),
+               _of("int8_linear")),
+        Target("quantised", "int8 product over bf16", "quantised", 1.0, ratio(OURS, "bf16"), _of("int8_linear")),
+        Target("quantised", f"{ternary}, over bf16", "quantised", 1.0, ratio(OURS, "bf16"), _of("ternary_linear")),
+        Target("quantised", f"{ternary}, share of copy bandwidth", "quantised", 0.5, copy_share(OURS),
+               _of("ternary_linear")),
+        Target("quantised", f"rounding and tables over {COMPILED}", "quantised", 1.0, compiled,
+               _of("fake_quantise", "lut", "pwl")),
+        Target("step", f"training step with kernels over {COMPILED}", "step", 1.10, compiled),
+        Target("step", f"training step with kernels and {COMPILED} over {COMPILED} alone", "step", 1.10,
+               ratio("triton!compile", COMPILE)),
+    ]  # fmt: skip
+
+
 def latest(rows: Sequence[Row], part: str) -> dict[str, Times]:
     """point -> its rows by contestant; of several the last."""
     found: dict[str, Times] = {}
@@ -167,7 +240,7 @@ def window_values(rows: Sequence[Row], contestant: str) -> dict[str, float]:
 
 
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    found = [verdict(target, rows) for target in attention_targets() + decode_targets()]
+    found = [verdict(target, rows) for target in attention_targets() + decode_targets() + block_targets()]
     for contestant in (CONSMAX, SOFTMAX):
         target = Target("P7", f"{contestant}, window time over its share of the full time", "window", 1.25,
                         lambda times: None, at_most=True)  # fmt: skip

@@ -11,17 +11,20 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
 
-from . import checks, contestants, timing
-from .plan import Point, kernel_name, split_contestant
-from .work import of
+from . import block_checks, checks, contestants, timing, work
+from .parts import AnyPoint, point_of
+from .plan import Point, split_contestant
+from .subjects import subject_of
 
 POINT_SECONDS = 8.0  # of rounds, for one point
+CHECKS: dict[str, Callable[[Any, str, str, int], Iterator[dict]]] = {**checks.CHECKS, **block_checks.CHECKS}
 
 
 def environment(device: str) -> dict[str, str]:
@@ -47,10 +50,10 @@ def _said(*command: str) -> str:
         return ""
 
 
-def checked(point: Point, device: str, seed: int) -> Iterator[dict]:
+def checked(point: AnyPoint, device: str, seed: int) -> Iterator[dict]:
     for contestant in point.contestants:
         try:
-            for row in checks.CHECKS[point.part](point, contestant, device, seed):
+            for row in CHECKS[point.part](point, contestant, device, seed):
                 yield {"contestant": contestant, "seed": seed, **row}
         except Exception as error:  # whatever a kernel does, the other points go on
             yield {"contestant": contestant, "seed": seed, "op": point.op, "status": "error", **_why(error)}
@@ -59,35 +62,31 @@ def checked(point: Point, device: str, seed: int) -> Iterator[dict]:
             torch.cuda.empty_cache()
 
 
-def timed(point: Point, device: str, seed: int, red: set[str], clock, multiprocessors: int,
+def timed(point: AnyPoint, device: str, seed: int, red: set[str], clock, multiprocessors: int,
           now=time.monotonic) -> Iterator[dict]:  # fmt: skip
     """Rows of the contestants. Ours are refused when a check of this run was red, or when what they make here is wrong.
 
-    `red` names what failed before, by `kernel_name`.
+    `red` names what failed before, as `Subject.kernel` does.
     """
     runs: dict[str, timing.Run] = {}
     gates: dict[str, dict] = {}
-    everything = contestants.new_tensors(point, "consmax", seed, device)
-    itemsize = contestants.DTYPES[point.dtype].itemsize
+    subject = subject_of(point)(point, seed, device, multiprocessors)
     told = {"op": point.op, "seed": seed}
     for contestant in point.contestants:
-        provider, kind, launch, _ = split_contestant(contestant)
+        provider, _, launch, _ = split_contestant(contestant)
         row = told | {"contestant": contestant}
         try:
-            named = contestants.of_kind(everything, kind)
-            call = contestants.function(point, contestant, multiprocessors)
             if provider == "triton":
-                name = kernel_name(kind, max(point.D, point.E), point.variant, point.dtype)
+                name = subject.kernel(contestant)
                 if name in red and not launch:
                     yield row | {"status": "refused", "reason": f"a check of {name} is red"}
                     continue
-                splits = point.splits or contestants.decode_splits(point, multiprocessors)
-                error, allowed = checks.gate(point, contestant, named, splits)
+                error, allowed = subject.gate(contestant)
                 gates[contestant] = {"error": error, "allowed": allowed}
                 if error > allowed:
                     yield row | gates[contestant] | {"status": "refused", "reason": "wrong on these tensors"}
                     continue
-            runs[contestant] = contestants.callable_of(call, point, named, contestant)
+            runs[contestant] = subject.run(contestant)
         except Exception as error:
             yield row | {"status": _gone(contestant), **_why(error)}
             timing.reraise_if_sticky(error)
@@ -98,8 +97,9 @@ def timed(point: Point, device: str, seed: int, red: set[str], clock, multiproce
         if found.failed:
             yield row | {"status": _gone(contestant), "reason": found.failed}
             continue
-        work = of(point, contestant, itemsize)
-        row |= {"flops": work.flops, "bytes": work.bytes, "exponentials": work.exponentials}
+        done = subject.work(contestant)
+        row |= {"flops": done.flops, "bytes": done.bytes, "exponentials": done.exponentials}
+        row |= subject.facts(contestant)
         yield row | {"status": "ok", "seconds": found.seconds, "host_bound": found.host_bound, **sensors.read()}
 
 
@@ -121,9 +121,9 @@ def ceiling(point: Point, clock) -> Iterator[dict]:
         a, b = (torch.randn(point.T, point.T, dtype=torch.bfloat16, device="cuda") for _ in range(2))
         runs = {"matmul": lambda: a @ b}
     for name, found in timing.interleaved(runs, clock, POINT_SECONDS).items():
-        work = of(point, name, 2)
-        yield {"contestant": name, "op": "ceiling", "status": "ok", "seconds": found.seconds, "flops": work.flops,
-               "bytes": work.bytes, "host_bound": found.host_bound}  # fmt: skip
+        done = work.of(point, name, 2)
+        yield {"contestant": name, "op": "ceiling", "status": "ok", "seconds": found.seconds, "flops": done.flops,
+               "bytes": done.bytes, "host_bound": found.host_bound}  # fmt: skip
 
 
 def main() -> int:
@@ -140,16 +140,17 @@ def main() -> int:
         return 2
     facts = environment(device)
     say(environment=facts)
-    clock = None
+    clock: timing.CudaClock | None = None
     for n, raw in enumerate(unit["points"]):
-        point = Point(**{**raw, "contestants": tuple(raw["contestants"])})
+        point = point_of(raw)
         seed = random.SystemRandom().randrange(2**31)
         try:
-            if point.part in checks.CHECKS:
+            if point.part in CHECKS:
                 rows = checked(point, device, seed)
             else:
-                clock = clock or timing.CudaClock()
-                if point.op == "ceiling":
+                # A step is launched while it runs, as in training: the host is part of it.
+                clock = clock or timing.CudaClock(hide_host=point.op != "step")
+                if isinstance(point, Point) and point.op == "ceiling":
                     rows = ceiling(point, clock)
                 else:
                     rows = timed(point, device, seed, set(unit["red"]), clock, int(facts["multiprocessors"]))

@@ -1,4 +1,4 @@
-"""The worker of `benchmarks.gpu` on tiny tensors in Triton's interpreter; run by test_benchmarks_gpu.py in a process of
+"""The worker of `benchmarks.gpu` on tiny tensors in Triton's interpreter; run by test_gpu_worker.py in a process of
 its own. Prints one JSON object, what checks and the timing path say of our kernels, right and made wrong;
 then what the worker prints for a unit of two points, of which the second needs a GPU."""
 
@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from benchmarks.gpu import checks, worker
 from benchmarks.gpu.plan import Point, kernel_name
 from kernels import attention, launch_table
+from tests.bench import interpreted_block
 
 
 class Clock:
@@ -90,9 +91,10 @@ attention.attention_decode_op = lambda q, k, v, *rest: q.new_empty(q.shape)
 said["unwritten"] = rows(decode)
 attention.attention_decode_op = crash
 said["crash"] = rows(decode)
+attention.attention_decode_op = real_decode
+said["block"] = interpreted_block.said(Clock)
 print(json.dumps(said), flush=True)
 
-attention.attention_decode_op = real_decode
 unit = {"points": [asdict(decode), asdict(replace(decode, part="memory"))], "device": "cpu", "red": []}
 sys.stdin = io.StringIO(json.dumps(unit))
 sys.exit(worker.main())

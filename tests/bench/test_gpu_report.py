@@ -1,13 +1,15 @@
 """Plan, statistics, targets and report of the GPU benchmark: pure functions."""
 
+import itertools
+import json
 import math
 import statistics
-from dataclasses import replace
+from dataclasses import asdict, replace
 from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.gpu import picture, plan, report, stats, store, targets, work
+from benchmarks.gpu import block_plan, parts, picture, plan, report, stats, store, targets, work
 from benchmarks.gpu.runner import red_kernels
 
 FACTS = {"device": "Test device", "torch": "2", "triton": "3", "ptxas": "12", "driver": "5", "code": "abc"}
@@ -34,10 +36,12 @@ def test_every_launch_row_is_checked_with_every_kind():
 
 
 def test_plan():
-    for name, part in plan.PARTS.items():
+    for name, part in parts.PARTS.items():
         points = part.points([])
         assert len({(p.name, p.contestants) for p in points}) == len(points), name
-        dealt = plan.units(points, part.parallel)
+        assert {p.part for p in points} <= {name}
+        assert all(parts.point_of(json.loads(json.dumps(asdict(p)))) == p for p in points)
+        dealt = parts.units(points, part.parallel)
         assert sorted(p.name for unit in dealt for p in unit) == sorted(p.name for p in points)
     lengths = {(p.T, p.D) for p in plan.forward()}
     assert lengths == {(T, D) for T in (1024, 2048, 4096, 8192, 16384) for D in (64, 128)}
@@ -48,6 +52,61 @@ def test_plan():
         ("triton:consmax", "triton:consmax@64x64x4x2")]  # fmt: skip
     assert plan.tune([row | {"status": "red"}]) == []
     assert plan.split_contestant("triton:consmax@64x64x4x2!frozen") == ("triton", "consmax", "64x64x4x2", "frozen")
+
+
+def test_every_launch_row_of_the_block_is_checked():
+    """Rows of sm_90, which the device has; those of sm_80 are the same code with other numbers."""
+    from kernels import cross_entropy, mlp_rows, norms, quantised_launch, rotary
+
+    checks = block_plan.correctness()
+    of = {op: [p for p in checks if p.op == op] for op in {p.op for p in checks}}
+    mlps = set()
+    for p in of["mlp"]:
+        act, _, gated = p.variant.partition(" ")
+        for direction in ("forward", "backward"):
+            form = mlp_rows.form(act, bool(gated))
+            size = 4 if p.dtype == "fp32" else 2
+            mlps.add((direction, form, mlp_rows.launch(90, direction, form, p["M"], p["H"], p["C"], size, 132)))
+    rows = {(direction, form, row) for (a, direction, form, _), row in mlp_rows.ROWS.items() if a == 90}
+    assert rows <= mlps and mlp_rows.WIDE in {row for _, _, row in mlps}
+    for op in ("mlp", "linear"):
+        gates = ("", " gated") if op == "mlp" else ("",)
+        wanted = itertools.product(mlp_rows.SIGN + mlp_rows.SMOOTH, gates, ("bf16", "fp16", "fp32"))
+        assert {(p.variant, p.dtype) for p in of[op]} == {(act + gate, dtype) for act, gate, dtype in wanted}
+
+    ops, found = ("forward", "backward", "parameters", "total"), []
+    for p in (p for op in block_plan.NORMS for p in of[op]):
+        out = 4 if p.dtype == "fp32" else 2
+        size = 4 if "mixed" in p.options else out
+        found += [norms.table_row(90, op, p["N"], size, out) for op in ops]
+    assert {row for (a, *_), row in norms.OWN_ROWS.items() if a == 90} | set(norms.ROWS.values()) <= set(found)
+    for op in ("rotary", "rms_norm_rotary"):
+        widths = {dict(p.sizes).get("R", p["D"]) for p in of[op]}
+        assert set(rotary.ROWS) < {rotary.table_row(R // 2)[0] for R in widths}
+    tiles = {(size, V): cross_entropy.tile(90, size, V)[0] for size in (2, 4)
+             for V in {p["V"] for p in of["cross_entropy"]}}  # fmt: skip
+    for size, itemsize in ((2, 2), (4, 4)):
+        table = {row for (a, s, _), row in cross_entropy.ROWS.items() if (a, s) == (90, itemsize)}
+        assert table == {row for (s, _), row in tiles.items() if s == size}
+    few = quantised_launch.FEW
+    for op in ("int8_linear", "ternary_linear"):
+        tried = {(p.variant, p["M"] > few) for p in of[op]}
+        assert tried == set(itertools.product(block_plan.RESULTS, (True, False)))
+    assert {p.dtype for p in of["ternary_wide"]} == {"bf16", "fp16", "fp32"}
+
+
+def test_the_block_is_larger_than_32_bits_and_fits():
+    def elements(p):
+        s = dict(p.sizes)
+        if p.op.endswith("rotary"):
+            return s["B"] * s["H"] * s["T"] * s["D"]
+        return math.prod(sorted(s.values())[-2:])
+
+    assert all(elements(p) > 2**31 for p in block_plan.int64())
+    assert {p.op for p in block_plan.int64()} >= {p.op for p in block_plan.determinism()} - {
+        "layer_norm", "add_rms_norm"}  # fmt: skip
+    assert sum(parts.PARTS[n].weight for n in parts.GROUPS["block"]) <= 550  # seconds, about
+    assert all(p["M"] * p["N"] * 2 >= 64e6 for p in block_plan.norms())
 
 
 # ---- statistics and work
@@ -121,6 +180,68 @@ def test_window_and_decode_targets():
     assert verdict.worst == pytest.approx(0.75, rel=1e-3) and verdict.text == "missed"
 
 
+def block_row(point, contestant, seconds, **fields):
+    found = {"contestant": contestant, "op": point.op, "status": "ok", "seconds": [seconds] * 100, "host_bound": 0}
+    return store.make(point, found | {"bytes": 4e9} | fields, FACTS)
+
+
+def verdict_of(what, rows):
+    (found,) = (v for v in targets.verdicts(rows) if v.target.what == what)
+    return found
+
+
+def test_block_targets():
+    """A third slower than the bar asks, and as fast; of shapes that another bar is for, nothing."""
+    narrow = next(p for p in block_plan.products() if p["K"] == 768 and p.variant == "relu2")
+    wide = next(p for p in block_plan.products() if p["K"] == 4096 and p.variant == "relu2")
+    rows = [block_row(p, name, s) for p in (narrow, wide) for name, s in (("triton", 1.0), ("compile", 1.05))]
+    assert verdict_of("linear + activation over torch.compile, K <= 1024", rows).text == "missed"
+    assert verdict_of("linear + activation over torch.compile, K 4096", rows).text == "met"
+    assert verdict_of("linear + activation over torch.compile, K 2048", rows).text == "not measured"
+    plain = next(p for p in block_plan.products() if p.variant == "none")
+    rows = [block_row(plain, "triton", 1.0), block_row(plain, "mm", 0.87)]
+    assert verdict_of("GEMM alone over cuBLAS", rows).values == {plain.name: pytest.approx(0.87)}
+    copy = timed_row("ceilings", plan.ceilings()[0], "copy", 2.0 * 2**32 / 4e12)
+    forward, backward = block_plan.norms()[:2]
+    rows = [copy, block_row(forward, "triton", 4e9 / 3.64e12), block_row(backward, "triton", 4e9 / 3.1e12)]
+    assert verdict_of("norms forward, share of copy bandwidth", rows).worst == pytest.approx(0.91, rel=1e-3)
+    assert verdict_of("norms backward, share of copy bandwidth", rows).text == "missed"
+    head = block_plan.linear_ce()[0]
+    rows = [block_row(head, "triton", 1.06), block_row(head, "compile", 1.0)]
+    assert verdict_of("head and loss, time over that of torch.compile", rows).text == "missed"
+    kept = block_row(replace(head, part="block_memory"), "triton", 1.0, value=0.9)
+    mlp = block_row(next(p for p in block_plan.memory() if p.op == "mlp"), "triton", 1.0, value=1.04)
+    assert verdict_of("head and loss, memory beside dX and dW over 256 MB", [kept, mlp]).values == {
+        head.name: pytest.approx(0.9)}  # fmt: skip
+
+
+def test_step_in_the_report():
+    """With what has no operations, or no bytes, that count."""
+    softmax, consmax, newer = block_plan.step()
+    loss = block_row(block_plan.cross_entropy()[0], "triton", 0.1, flops=0.0)
+    rows = [block_row(softmax, "triton", 0.1, value=20.5e9), block_row(softmax, "compile", 0.12)]
+    rows.append(block_row(newer, "compile", 0.25))
+    rows.append(store.make(consmax, {"contestant": "triton!compile", "status": "refused", "reason": "wrong"}, FACTS))
+    assert verdict_of("training step with kernels over torch.compile", rows).text == "met, incomplete"
+    page = report.markdown([*rows, loss])
+    norm = block_row(block_plan.norms()[0], "triton", 0.1, flops=4e9)
+    steps = [r | {"bytes": "0", "bytes_per_s": ""} for r in rows]
+    theirs = block_row(block_plan.norms()[0], "compile", 0.1, flops=4e9)
+    assert report.roofline_points([*steps, loss, norm, theirs]) == [("triton rms_norm", 1.0, 4e10)]
+    assert "100000.0 (100000.0 to 100000.0), 40 |" in page  # GB/s
+    assert f"| softmax | triton | {32 * 1024 / 0.1:.0f} | 20.50 |" in page
+    assert f"| consmax, swiglu, rmsnorm, rotary | compile | {32 * 1024 / 0.25:.0f} |  |" in page
+    assert "refused: triton!compile, step consmax" in page
+
+
+def test_red_checks_of_the_block():
+    point = next(p for p in block_plan.correctness() if p.op == "mlp" and p.variant == "gelu gated")
+    red = store.make(point, {"contestant": "triton", "op": "both", "status": "red"}, FACTS)
+    timing = next(p for p in block_plan.mlp() if p.variant == "silu gated")
+    assert red_kernels([red], "abc") == [point.kernel] != [timing.kernel]
+    assert replace(timing, variant="gelu gated").kernel == point.kernel
+
+
 def check_row(status, digest="", run=0, part="correctness"):
     point = plan.Point(part, "backward", (), 1, 1, 1, 8, 8, 64, 64, run=run)
     found = {"contestant": "triton:relu", "op": "d_keys", "status": status, "error": 0.5, "allowed": 0.1, "seed": 7}
@@ -149,7 +270,7 @@ def test_report_shows_what_is_bad():
 
 
 def test_roofline_picture():
-    drawn = picture.roofline([("a<b", 10.0, 1e12), ("c", 500.0, 5e14)], 4e12, 8e14, "Test & device")
+    drawn = picture.roofline([("a<b", 10.0, 1e12), ("c", 500.0, 5e14), ("none", 0.0, 0.0)], 4e12, 8e14, "Test & device")
     root = ElementTree.fromstring(drawn)
     circles = [c for c in root if c.tag.endswith("circle")]
     assert len(circles) == 4 and root.find("{*}text").text == "Test & device"

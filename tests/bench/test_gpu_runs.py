@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import plan, store
+from benchmarks.gpu import block_plan, parts, plan, store
 from benchmarks.gpu.runner import NoDevice, Runner
 
 ROOT = Path(__file__).parents[2]
@@ -21,13 +22,14 @@ import json, os, sys, time
 unit = json.load(sys.stdin)
 print(json.dumps({"environment": {"device": "Fake one", "torch": "2"}}), flush=True)
 for n, point in enumerate(unit["points"]):
-    if point["T"] == 13:
+    T = point["T"] if "T" in point else dict(point["sizes"])["T"]
+    if T == 13:
         print("Fatal: kernel died", file=sys.stderr)
         os._exit(9)
-    if point["T"] == 14:
+    if T == 14:
         time.sleep(60)
     for name in point["contestants"]:
-        row = {"contestant": name, "op": point["op"], "status": "ok", "value": point["T"]}
+        row = {"contestant": name, "op": point["op"], "status": "ok", "value": T}
         print(json.dumps({"row": row}), flush=True)
         time.sleep(%s)
     print(json.dumps({"done": n}), flush=True)
@@ -42,7 +44,7 @@ def fake(tmp_path, pause=0.0):
 
 def run_part(tmp_path, monkeypatch, lengths, seconds=20.0, parallel=1):
     points = [plan.Point("fake", "forward", ("triton:relu", "flex"), 1, 1, 1, T, T, 64, 64) for T in lengths]
-    monkeypatch.setitem(plan.PARTS, "fake", plan.Part("", lambda rows: points, 1.0, parallel))
+    monkeypatch.setitem(parts.PARTS, "fake", plan.Part("", lambda rows: points, 1.0, parallel))
     rows = store.Store(tmp_path / "out")
     lines = []
     Runner(rows, lines.append, fake(tmp_path)).run(["fake"], seconds)
@@ -63,6 +65,19 @@ def test_what_the_time_cuts_off_is_listed(tmp_path, monkeypatch):
     assert time.monotonic() - began < 20
     assert [(r["T"], r["status"]) for r in rows][2:] == [("14", "skipped")] * 2 + [("2", "skipped")] * 2
     assert "2 ok, 4 skipped" in lines[0]
+
+
+def test_points_of_the_block(tmp_path, monkeypatch):
+    sizes = block_plan.sized(T=1, C=8)
+    point = block_plan.BlockPoint("fake", "mlp", ("triton",), sizes, "both", "relu2", options=("no bias",))
+    died = replace(point, sizes=block_plan.sized(T=13, C=8))
+    monkeypatch.setitem(parts.PARTS, "fake", plan.Part("", lambda rows: [point, died], 1.0))
+    rows = store.Store(tmp_path / "out")
+    Runner(rows, print, fake(tmp_path)).run(["fake"], 20.0)
+    first, second = store.read(rows.path)
+    assert (first["status"], first["sizes"], first["kind"], first["variant"], first["options"], first["mode"]) == (
+        "ok", "T=1 C=8", "mlp", "relu2", "no bias", "both")  # fmt: skip
+    assert (second["status"], second["sizes"], parts.kernel_of(second)) == ("error", "T=13 C=8", point.kernel)
 
 
 def test_a_kill_keeps_the_rows(tmp_path):
@@ -87,6 +102,9 @@ sys.exit(main(["memory", "determinism", "--out", {str(out)!r}], worker={fake(tmp
     assert len(store.read(path)) == len(rows)
     left = store.Store(out, anew=["memory"]).rows
     assert left == [r for r in rows if r["part"] != "memory"] == store.read(path)
+    old = [n for n in store.FIELDS if n not in store.LATER]  # written before there was more than attention
+    path.write_text(",".join(old) + "\n" + ",".join("x" for _ in old) + "\n")
+    assert store.read(path) == [dict.fromkeys(old, "x") | dict.fromkeys(store.LATER, "")]
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="other columns"):
         store.Store(out)

@@ -61,6 +61,29 @@ def test_a_unit(said):
     assert [first, second] == [{"done": 0}, {"done": 1}]
 
 
+def test_the_other_kernels(said):
+    """As attention: green when right, red and refused when wrong."""
+    block = said["block"]
+    for name in ("right", "by parts", "ends"):
+        assert [r for r in block[name] if r["status"] != "ok"] == [], name
+    assert len(block["right"]) == 22
+    for name in ("slope", "unwritten", "turned back", "logits for a gradient", "one element", "unsteady"):
+        assert {r["status"] for r in block[name]} == {"red"}, name
+    assert block["unwritten"][0]["error"] == math.inf and block["one element"][0]["error"] == 1
+    for name in ("red before", "wrong, timed", "wrong step"):
+        ours = [r for r in block[name] if r["contestant"].startswith("triton")]
+        assert {r["status"] for r in ours} == {"refused"} and not any("seconds" in r for r in ours), name
+
+
+def test_what_is_timed_of_the_other_kernels(said):
+    block = said["block"]
+    assert {r["contestant"]: r["status"] for r in block["timed"]} == {"triton": "ok", "mm": "ok", "flex": "absent"}
+    assert all(len(block[name][0]["seconds"]) == 100 for name in ("timed backward", "timed in place", "step"))
+    ours = next(r for r in block["timed"] if r["contestant"] == "triton")
+    assert (ours["flops"], ours["bytes"]) == (2 * 20 * 24 * 36, 2 * (20 * 24 + 24 * 36 + 20 * 36))
+    assert block["gradient over logits"]
+
+
 class Clock:
     def warm(self, name, run):
         run()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from benchmarks import bench_kernels, kernel_table
 from benchmarks.gpu import contestants
+from benchmarks.gpu.block_plan import sized
 from gptcore.registry import kinds, lookup
 from kernels import attention_reference
 
@@ -33,6 +35,17 @@ def test_wrong_forms_are_not_timed(op, monkeypatch):
     )
     with pytest.raises(pytest.fail.Exception, match="sigmoid is wrong"):
         bench_kernels.runnable(op, "kernels", "sigmoid")
+
+
+def test_operators_of_the_block():
+    """Those timed on a GPU, one shape each; a definition runs here."""
+    points = bench_kernels.block_points()
+    assert {p.op for p in points} >= {"linear", "mlp", "rms_norm", "rotary", "cross_entropy", "int8_linear", "lut"}
+    linear = next(p for p in points if (p.op, p.variant) == ("linear", "relu2"))
+    assert linear["K"] == 1024
+    small = replace(linear, sizes=sized(M=8, K=16, N=16), dtype="fp32")
+    out = bench_kernels.block_runnable(small, "kernels", "cpu")()
+    assert out.shape == (8, 16) and bool((out >= 0).all())
 
 
 def test_every_registered_softmax_is_there():
