@@ -68,6 +68,15 @@ def _platform(device: torch.device, dtype: torch.dtype) -> tuple[str | None, str
     return (f"{capability} is below 8.0", "") if properties.major < 8 else (None, capability)
 
 
+class Refused(UserError):
+    """The kernels of parts were asked for in vain."""
+
+    def __init__(self, why: str, parts: Sequence[Part]):
+        knob = f"train.kernels.{parts[0]}" if len(parts) == 1 else "train.kernel"
+        super().__init__(f"train.kernel triton: {why}; {knob}=auto takes plain torch there")
+        self.why = why
+
+
 def choose(
     kernel: Kernel, device: torch.device, dtype: torch.dtype, obstacle: str | None, part: Part = "attention"
 ) -> Choice:
@@ -81,7 +90,7 @@ def choose(
     if why is None:
         return Choice("triton", where)
     if kernel == "triton":
-        raise UserError(f"train.kernel triton: {why}; train.kernels.{part}=auto takes plain torch there")
+        raise Refused(why, [part])
     return Choice("reference", why)
 
 
@@ -147,16 +156,20 @@ def use_kernels(
     `dtype` is that of matrix products.
     """
     groups: dict[tuple[Part, Choice], dict[int | None, None]] = {}
-    refused: dict[str, dict[int | None, None]] = {}
+    refused: dict[str, dict[Part, dict[int | None, None]]] = {}  # by reason
     for layer, module in sorted(_kernelled(model), key=lambda found: PARTS.index(found[1].part)):
         module.kernel = wanted(module.part)
         try:
             choice = _of_module(module, device, dtype)
             groups.setdefault((module.part, choice), {})[layer] = None
-        except UserError as error:
-            refused.setdefault(str(error), {})[layer] = None
+        except Refused as error:
+            refused.setdefault(error.why, {}).setdefault(module.part, {})[layer] = None
     if refused:
-        raise UserError("\n".join(f"{spans(tuple(layers))}: {message}" for message, layers in refused.items()))
+        lines = []
+        for why, parts in refused.items():
+            where = spans(tuple(*parts.values())) if len(parts) == 1 else ", ".join(parts)
+            lines.append(f"{where}: {Refused(why, list(parts))}")
+        raise UserError("\n".join(lines))
     return [PartKernels(part, tuple(layers), choice) for (part, choice), layers in groups.items()]
 
 
