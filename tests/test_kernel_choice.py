@@ -249,10 +249,8 @@ def test_a_run_says_what_ran(corpus, tmp_path, capfd):
                 folder.mkdir()
                 (folder / file).write_text("{}")
             refused = {**settings, "train": {**settings["train"], "kernel": "triton", "out_dir": str(folder)}}
-            with pytest.raises(
-                UserError,
-                match=r"attention, mlp, norm, loss: train\.kernel triton: (device cpu|the package).*; train\.kernel=auto",
-            ):
+            told = r"attention, mlp, norm, loss: train\.kernel triton: (device cpu|the package).*; train\.kernel=auto"
+            with pytest.raises(UserError, match=told):
                 train(from_dict(refused))
             assert folder.exists() == bool(file) and (not file or (folder / file).exists())
 
