@@ -61,6 +61,7 @@ class SampleFile:
 
     def _check(self) -> None:
         with open(self.path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # another may be in the middle of the first line
             first = file.readline()
         try:
             ours = not first or "format" in json.loads(first)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import threading
+import time
 
 import pytest
 
@@ -100,9 +101,14 @@ def test_a_full_disk_changes_nothing(tmp_path, monkeypatch):
 
 
 def test_writers_at_the_same_time_do_not_mix(tmp_path, monkeypatch):
-    """Each write takes a few bytes only, so that without the lock the lines would be torn."""
+    """Each write is slow and takes a few bytes only: without the locks lines would be torn, or read half written."""
     write = os.write
-    monkeypatch.setattr("gptcore.sample_file.os.write", lambda handle, data: write(handle, data[:700]))
+
+    def slow(handle, data):
+        time.sleep(0.001)
+        return write(handle, data[:700])
+
+    monkeypatch.setattr("gptcore.sample_file.os.write", slow)
     path = tmp_path / "a.jsonl"
     lines = [{"format": 1, "text": str(i) * 3000} for i in range(8)]
     threads = [threading.Thread(target=add, args=(path, [line])) for line in lines]
