@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from . import attention_backward, attention_forward
+from . import attention_backward, attention_forward, devices
 from . import attention_decode as decoding
 from .attention_reference import Weighting
 from .launch_table import Launch, launch
@@ -43,17 +43,10 @@ def _rows(like: Tensor, B: int, H: int, T: int, D: int, dtype: torch.dtype | Non
     return torch.empty(B, H, T, -(-D // step) * step, dtype=dtype, device=like.device)[..., :D]
 
 
-def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
-    return torch.empty(size, dtype=torch.int8, device="cuda")
-
-
 def _launch(op: str, plan: "_Plan", q: Tensor, D: int, E: int, *flags: str) -> tuple[Launch, dict]:
     width = triton.next_power_of_2(max(D, E))
-    capability = 90
-    if q.is_cuda:
-        triton.set_allocator(_scratch)  # of tensor descriptors
-        major, minor = torch.cuda.get_device_capability(q.device)
-        capability = 10 * major + minor
+    capability = devices.capability(q)
+    devices.use_descriptors(q)
     flags += tuple(name for name in ("bias", "alibi", "clamp") if plan.flags[name.upper()])
     row = launch(capability, op, width, plan.flags["KIND"], q.element_size(), flags)
     pairs = capability >= 90 and q.element_size() == 2
@@ -293,14 +286,10 @@ def attention_decode(
         lengths_B = lengths_B.to(torch.int32).contiguous()
     flat = _flat(q_BHTD, weighting, scale, causal, window, softcap, beta_H, gamma_H, lobo_H, bias_HTS, slopes_H)
     if splits is None:
-        splits = default_splits(k_BKSD.shape[0] * k_BKSD.shape[1], k_BKSD.shape[2], _multiprocessors(q_BHTD.device))
+        splits = default_splits(k_BKSD.shape[0] * k_BKSD.shape[1], k_BKSD.shape[2], devices.multiprocessors(q_BHTD))
     return attention_decode_op(q_BHTD, k_BKSD, v_BKSE, *flat, splits, lengths_B)
 
 
 def default_splits(heads: int, S: int, multiprocessors: int) -> int:
     """Parts that the S keys of each of `heads` key heads, over all sequences, are read in."""
     return max(1, min(-(-2 * multiprocessors // heads), S // FEWEST_KEYS))
-
-
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -19,7 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import losses_rows
+from . import devices, losses_rows
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,7 @@ def tile(architecture: int, itemsize: int, V: int) -> tuple[Launch, dict[str, in
 
 def launch_of(x: Tensor) -> dict[str, int | bool]:
     """What the kernels take by name for logits `x` (N, V)."""
-    capability = 90
-    if x.is_cuda:
-        major, minor = torch.cuda.get_device_capability(x.device)
-        capability = 10 * major + minor
-    row, sizes = tile(90 if capability == 90 else 80, x.element_size(), x.shape[1])
+    row, sizes = tile(devices.table_of(x), x.element_size(), x.shape[1])
     aligned = x.stride(0) * x.element_size() % 16 == 0
     return {"ALIGNED": aligned, **sizes, "num_warps": row.num_warps}
 

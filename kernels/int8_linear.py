@@ -18,6 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
+from . import devices
 from . import quantised_launch as table
 from . import quantised_products as kernels
 
@@ -102,7 +103,7 @@ def described(x: Tensor) -> Tensor:
 
 def default_splits(x: Tensor, tiles: int, steps: int) -> int:
     """Two programs a multiprocessor, if each has enough to do."""
-    wanted = triton.cdiv(2 * table.multiprocessors(x), max(tiles, 1))
+    wanted = triton.cdiv(2 * devices.multiprocessors(x), max(tiles, 1))
     return max(1, min(wanted, steps // FEWEST_TILES))
 
 
@@ -135,7 +136,7 @@ def int8_linear_op(
     (M, K), N = x.shape, w.shape[0]
     if M == 0 or N == 0:
         return torch.empty(M, N, dtype=dtype, device=x.device)
-    table.use_descriptors(x)
+    devices.use_descriptors(x)
     x, w, few = described(x), described(w), M <= table.FEW
     row = table.product_row(x, "int8 decode" if few else "int8 rounded" if dtype == torch.int8 else "int8")
 

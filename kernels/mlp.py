@@ -26,7 +26,7 @@ import torch
 import triton
 from torch import Tensor
 
-from . import mlp_products
+from . import devices, mlp_products
 from .mlp_reference import ACTIVATIONS
 from .mlp_rows import SIGN, SLOPES, SMOOTH, form, launch
 
@@ -47,19 +47,6 @@ def _described(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], _padded(x.shape[1], size))[:, : x.shape[1]].copy_(x)
 
 
-def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
-    return torch.empty(size, dtype=torch.int8, device="cuda")
-
-
-def _device(x: Tensor) -> tuple[int, int]:
-    """(architecture, multiprocessors)."""
-    if not x.is_cuda:
-        return 90, 1
-    triton.set_allocator(_scratch)  # of tensor descriptors
-    properties = torch.cuda.get_device_properties(x.device)
-    return 10 * properties.major + properties.minor, properties.multi_processor_count
-
-
 def _product(
     direction: str, x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor | None, kept: Tensor | None,
     d_kept: Tensor | None, N: int, activation: str, gated: bool, sums: bool = False,
@@ -69,7 +56,8 @@ def _product(
     if M == 0:
         return torch.zeros(N * (1 + gated), dtype=torch.float32, device=device) if sums else None
     x, w, bias = _described(x), _described(w), None if bias is None else bias.contiguous()
-    architecture, multiprocessors = _device(x)
+    devices.use_descriptors(x)
+    architecture, multiprocessors = devices.capability(x), devices.multiprocessors(x)
     row = launch(architecture, direction, form(activation, gated), M, N, K, x.element_size(), multiprocessors)
     tiles_m = triton.cdiv(M, row.BM)
     parts = torch.empty(tiles_m, N * (1 + gated), dtype=torch.float32, device=device) if sums else None

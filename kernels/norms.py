@@ -19,6 +19,7 @@ import torch
 import triton
 from torch import Tensor
 
+from . import devices
 from . import norms_kernels as kernels
 
 LONGEST = 16384  # entries of a row that is held in registers
@@ -125,15 +126,6 @@ def _statistic(x: Tensor) -> Tensor:
     return torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
 
 
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-def _architecture(device: torch.device) -> int:
-    """sm_80 rows also serve what comes between and after."""
-    return 80 if device.type == "cuda" and torch.cuda.get_device_capability(device) != (9, 0) else 90
-
-
 def _new_outputs(x: Tensor, y: Tensor | None, centred: bool, dtype: torch.dtype) -> tuple[Tensor, ...]:
     mean = _statistic(x) if centred else x.new_empty(0, dtype=torch.float32)
     sums = x.new_empty(0) if y is None else _like(x, torch.promote_types(x.dtype, y.dtype))
@@ -152,7 +144,7 @@ def norm_forward_op(
         return out, sums, mean, rstd
     x, y = _unit(x), None if y is None else _unit(y)
     strides, (_, n1, n2) = _addressed(x, y, out, rstd)
-    row = table_row(_architecture(x.device), "forward", N, x.element_size(), out.element_size())
+    row = table_row(devices.table_of(x), "forward", N, x.element_size(), out.element_size())
     kernel: Any = kernels.forward if N <= LONGEST else kernels.long_forward
     kernel[(triton.cdiv(M, row.BM),)](
         x, y, weight, bias, out, None if y is None else sums, mean if centred else None, rstd, *chain(*strides), n1, n2,
@@ -184,7 +176,7 @@ def norm_backward_op(
     (xs, ds, ss, os, rs), (_, n1, n2) = _addressed(x, d_out, d_sum, dx, rstd)
     kept_mean, dz_or_none = mean if centred else None, None if other_dtype is None else dz
     sums = {"CENTRED": centred, "W_GRAD": weight_grad, "B_GRAD": bias_grad}
-    arch = _architecture(x.device)
+    arch = devices.table_of(x)
     row = table_row(arch, "backward", N, *sizes)
     arguments = (*ds, *ss, *xs, *os, *rs, n1, n2, M)
     if N > LONGEST:
@@ -192,7 +184,7 @@ def norm_backward_op(
         del options["BM"]
         kernels.long_backward[(M,)](d_out, d_sum, x, weight, kept_mean, rstd, dx, dz_or_none, *arguments, **options)
         row = table_row(arch, "parameters", N, *sizes)
-    programs = min(triton.cdiv(M, row.BM), row.programs * _multiprocessors(x.device))
+    programs = min(triton.cdiv(M, row.BM), row.programs * devices.multiprocessors(x))
     part = torch.empty(weight_grad + bias_grad, programs, N, dtype=torch.float32, device=x.device)
     if N <= LONGEST:
         kernels.backward[(programs,)](

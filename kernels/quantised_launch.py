@@ -7,9 +7,10 @@ was timed on a GPU: the rows are those that compile without spills and within sh
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 import triton
 from torch import Tensor
+
+from . import devices
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,8 @@ BLOCKS: dict[str, Block] = {
 FEW = 32  # tokens that the decode rows serve
 
 
-def capability_of(x: Tensor) -> int:
-    if not x.is_cuda:
-        return 90
-    major, minor = torch.cuda.get_device_capability(x.device)
-    return 90 if (major, minor) == (9, 0) else 80
-
-
 def product_row(x: Tensor, op: str) -> Product:
-    return ROWS[capability_of(x), op]
+    return ROWS[devices.table_of(x), op]
 
 
 def options(row: Product | Block) -> Mapping[str, int]:
@@ -77,17 +71,3 @@ def row_block(N: int, itemsize: int) -> Block:
     """Elements of a row that one program holds: all of it up to 16384, then parts, in two passes."""
     size = min(max(triton.next_power_of_2(N), 16), 16384)
     return Block(size, max(4, min(16, size * itemsize // 2048)))
-
-
-def scratch(size: int, alignment: int, stream: int | None) -> Tensor:
-    return torch.empty(size, dtype=torch.int8, device="cuda")
-
-
-def use_descriptors(x: Tensor) -> None:
-    """Tensor descriptors made in a kernel need memory."""
-    if x.is_cuda:
-        triton.set_allocator(scratch)
-
-
-def multiprocessors(x: Tensor) -> int:
-    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 132

@@ -23,7 +23,7 @@ import torch
 import triton
 from torch import Tensor
 
-from . import rotary_kernels
+from . import devices, rotary_kernels
 from .roofline import Work
 
 FEWEST_PROGRAMS = 8  # a multiprocessor, as far as heads can be shared out
@@ -54,13 +54,9 @@ def table_row(half: int) -> tuple[int, Launch]:
     return block, ROWS.get(block) or Launch(1, 4)
 
 
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-def shared_out(tiles: int, heads: int, device: torch.device) -> int:
-    """Heads of a program, where there are `tiles` of tokens."""
-    parts = max(1, triton.cdiv(FEWEST_PROGRAMS * _multiprocessors(device), tiles))
+def shared_out(tiles: int, heads: int, x: Tensor) -> int:
+    """Heads of a program on the device of `x`, where there are `tiles` of tokens."""
+    parts = max(1, triton.cdiv(FEWEST_PROGRAMS * devices.multiprocessors(x), tiles))
     return triton.cdiv(heads, min(parts, heads))
 
 
@@ -70,7 +66,7 @@ def _launch(q, k, q_out, k_out, cos, sin, start: int, turned: int, back: bool) -
         return
     block, row = table_row(turned // 2)
     tiles = triton.cdiv(B * T, row.BT)
-    share = shared_out(tiles, H + K, q.device)
+    share = shared_out(tiles, H + K, q)
     # in place there is nothing to do for what does not turn
     rest = 1 if turned == D or q_out is q else triton.next_power_of_2(D - turned)
     rotary_kernels.rotate[(tiles, triton.cdiv(H + K, share))](

@@ -36,7 +36,7 @@ def rms_norm_rotary_op(
         block, row = table_row(D // 2)
         q, k = adjacent(q), adjacent(k)
         tiles = triton.cdiv(B * T, row.BT)
-        share = shared_out(tiles, H + K, q.device)
+        share = shared_out(tiles, H + K, q)
         rotary_normed_kernels.norm_and_rotate[(tiles, triton.cdiv(H + K, share))](
             q, k, q_weight, k_weight, q_out, k_out, q_rstd, k_rstd, cos, sin, *q.stride()[:3], *k.stride()[:3],
             *q_out.stride()[:3], *k_out.stride()[:3], cos.stride(0), sin.stride(0), B, H, K, T, start, share, eps,

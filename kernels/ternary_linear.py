@@ -18,6 +18,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from . import devices
 from . import quantised_launch as table
 from . import quantised_products as kernels
 from .int8_linear import Epilogue, addressable, described, fixed_epilogue, in_parts, real_epilogue
@@ -47,7 +48,7 @@ def ternary_linear_op(
     M, (N, J) = x.shape[0], packed.shape
     if M == 0 or N == 0:
         return torch.empty(M, N, dtype=dtype, device=x.device)
-    table.use_descriptors(x)
+    devices.use_descriptors(x)
     packed, (tokens, x_s, x_p) = described(packed), _planes(x, J)
     many, integers = M > table.FEW, x.dtype == torch.int8
     op = "ternary int8" if many else "ternary int8 decode"
