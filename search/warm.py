@@ -117,8 +117,12 @@ def ended(pid: int) -> int | None:
 
 
 def kill_group(pid: int) -> None:
-    """Kills a child and its process group (of which it may not have become the leader yet)."""
-    for kill in (os.kill, os.killpg):
+    """Kills a child and its process group (of which it may not have become the leader yet).
+
+    The group first, which takes all of it at once: who is killed here between the two must not leave members that
+    nothing ends any more, as their lifeline was their leader's.
+    """
+    for kill in (os.killpg, os.kill):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(pid, signal.SIGKILL)
 

@@ -250,6 +250,34 @@ def test_a_killed_warm_process_fails_its_trials_and_is_replaced(home, tmp_path):
     executor.close()
 
 
+KILLER = """
+import os, sys
+from search import warm
+for name in ("kill", "killpg"):
+    def kill_and_die(pid, number, kill=getattr(os, name)):
+        kill(pid, number)
+        os._exit(0)
+    setattr(os, name, kill_and_die)
+warm.kill_group(int(sys.argv[1]))
+"""
+
+
+def test_who_kills_a_group_may_die_over_it(home, tmp_path):
+    """As a Ray worker and its warm process do, both at once, when a trial is cancelled."""
+    executor = Processes(1, start_up="warm", work="fake_work:run")
+    spec = spec_for(tmp_path, "hang with child")
+    executor.start(spec)
+    wait_for(lambda: (executor.wait(0.01), (Path(spec.folder) / "pids").exists())[1])
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ["PYTHONPATH"]])
+    os.kill(executor._launcher.server.pid, signal.SIGSTOP)  # so that it cannot make up for it
+    subprocess.run(
+        [sys.executable, "-c", KILLER, str(pids_of(spec)[0])], env={**os.environ, "PYTHONPATH": path}, check=True
+    )
+    wait_for(lambda: all(gone(pid) for pid in pids_of(spec)))
+    os.kill(executor._launcher.server.pid, signal.SIGCONT)
+    executor.close()
+
+
 def test_jobs_share_cores_and_take_gpus_in_turn(home, start_up, tmp_path):
     executor = Processes(3, gpus=[4, "GPU-x"], start_up=start_up, work="fake_work:run")
     cores = len(os.sched_getaffinity(0))
