@@ -121,19 +121,20 @@ def read_tile(
 def backward(
     dy_ptr, ds_ptr, x_ptr, w_ptr, mean_ptr, rstd_ptr, dx_ptr, dz_ptr, part_ptr, d_0, d_1, d_2, s_0, s_1, s_2, x_0, x_1,
     x_2, o_0, o_1, o_2, r_0, r_1, r_2, n1, n2, M, N: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    CHUNKS: tl.constexpr, CENTRED: tl.constexpr, W_GRAD: tl.constexpr, B_GRAD: tl.constexpr,
+    CHUNKS: tl.constexpr, CENTRED: tl.constexpr, W_GRAD: tl.constexpr, B_GRAD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """ds is the gradient that the residual sum gets besides, dz is dx in the type of its other part; part (1 or 2,
     programs, N) takes the partial rows.
 
-    The sums of rows of several chunks leave no registers for them: they are read a second time, from a cache.
+    The sums of rows of several chunks leave no registers for them: they are read a second time, from a cache. With two
+    stages a tile is copied to shared memory while the one before is worked on, which a lone program has to do itself.
     """
     programs = tl.num_programs(0)
     dws, dbs = (), ()
     for _ in tl.static_range(CHUNKS):
         dws += (tl.zeros([BM, BN], tl.float32),)  # type: ignore[assignment]
         dbs += (tl.zeros([BM, BN], tl.float32),)  # type: ignore[assignment]
-    for tile in range(tl.program_id(0), tl.cdiv(M, BM), programs):
+    for tile in tl.range(tl.program_id(0), tl.cdiv(M, BM), programs, num_stages=STAGES):
         rows = tile * BM + tl.arange(0, BM)
         x_at = row_offsets(rows, n1, n2, x_0, x_1, x_2)
         d_at = row_offsets(rows, n1, n2, d_0, d_1, d_2)

@@ -16,7 +16,10 @@ from ..norms import LONGEST, Launch, table_row
 WIDTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, LONGEST)
 LONG = 50304
 REGISTERS = 65_536  # of a multiprocessor
-COUNTED = COMMON | {"LDG64": r"LDG\.(?:.*\.)?64", "STG64": r"STG\.(?:.*\.)?64"}
+COUNTED = COMMON | {
+    "LDG64": r"LDG\.(?:.*\.)?64", "STG64": r"STG\.(?:.*\.)?64", "LDGSTS": "LDGSTS",
+    "LDGSTS128": r"LDGSTS\.(?:.*\.)?128",
+}  # fmt: skip
 STREAM, BRANCH = ("x_ptr", "sum_ptr", "ds_ptr", "dx_ptr"), ("y_ptr", "out_ptr", "dy_ptr", "dz_ptr")
 
 
@@ -26,7 +29,7 @@ def points() -> list[Point]:
         found += [_point(90, op, LONGEST, "bf16", "rms")]
         found += [_point(90, op, N, "bf16", "rms", heads=True) for N in (64, 128)]
         found += [_point(90, op, N, "bf16", "add_layer") for N in (16, *WIDTHS)]
-        found += [_point(90, op, N, "amp", "add_layer") for N in (768, 1024, 4096, LONGEST)]
+        found += [_point(90, op, N, "amp", "add_layer") for N in (768, 1024, 4096, 8192, LONGEST)]
         found += [_point(80, op, N, "amp", "add_layer") for N in (1024, LONGEST)]
         found += [_point(arch, op, N, "fp32", "add_layer") for arch in (90, 80) for N in WIDTHS]
         found += [_point(80, op, N, "bf16", "add_layer") for N in WIDTHS]
@@ -43,7 +46,7 @@ def _point(arch: int, op: str, N: int, dtype: str, kind: str, heads: bool = Fals
     there = {"y_ptr": added, "sum_ptr": added, "ds_ptr": added, "dz_ptr": mixed, "b_ptr": centred, "mean_ptr": centred,
              "w_ptr": parameters}  # fmt: skip
     constants: dict[str, Any] = {"N": N, "BM": row.BM, "BN": row.BN, "CHUNKS": -(-N // row.BN), "CENTRED": centred,
-                 "W_GRAD": parameters, "B_GRAD": centred}  # fmt: skip
+                 "STAGES": row.num_stages, "W_GRAD": parameters, "B_GRAD": centred}  # fmt: skip
     constants |= dict.fromkeys(name for name, present in there.items() if not present)
     # What the launcher finds: rows that follow each other have one stride, and their statistics are adjacent.
     constants |= {"r_1": 1} if heads else {"r_0": 1, "n1": 1, "n2": 1}
@@ -68,18 +71,20 @@ def _rules(
     statistics and of partial rows with less than 4 numbers a thread, and all of 16-bit numbers where a thread has 4
     beside as many of fp32. As many programs as are launched fit on a multiprocessor."""
     numbers = row.BM * row.BN // (32 * row.num_warps)  # of a thread
-    rows = max(1, numbers * min(sizes) // 16)
+    rows = min(row.BM, max(1, numbers * min(sizes) // 16))
     loads, stores = (0, 1) if "forward" in op else (rows, int(row.BN < 4 * 32 * row.num_warps))
     halves = numbers * min(sizes) < 16
+    copied = "LDG" if row.num_stages == 1 else "LDGSTS"  # to registers, or to shared memory ahead of time
 
     def narrow(loop: dict[str, int], name: str) -> int:
-        return loop[name] - loop[name + "128"] - halves * loop[name + "64"]
+        return loop[name] - loop[name + "128"] - halves * loop.get(name + "64", 0)
 
     def rules(figures: Figures) -> dict[str, bool]:
         loop, statistics = figures.loop, 1 + centred
         threads = 32 * row.num_warps * row.programs
         return common_rules(arch, row.options(), figures) | {
-            "wide loads": loop["LDG128"] > 0 and narrow(loop, "LDG") <= statistics * loads,
+            "wide loads": loop[copied + "128"] > 0 and narrow(loop, copied) <= statistics * loads * row.num_stages,
+            "no other loads": loop["LDG"] == 0 or copied == "LDG",
             "wide stores": loop["STG128"] > 0 and narrow(loop, "STG") <= statistics * stores,
             "all programs at once": threads * (-(-figures.registers // 8) * 8) <= REGISTERS,
         }

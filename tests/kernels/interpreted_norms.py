@@ -24,7 +24,7 @@ PATHS = ("tile", "chunks", "long")  # how rows of more than 32 are gone through
 
 def small(monkeypatch, path="tile", module=norms):
     """Tiles of a few rows and three programs, so that there are several of all."""
-    rows = {(op, width): Launch(2, min(width, 16) if path == "chunks" and op == "backward" else width, 4, 3)
+    rows = {(op, width): Launch(2, min(width, 16) if path == "chunks" and op == "backward" else width, 4, 3, 2)
             for op in ("forward", "backward") for width in (16, 32, 64)}  # fmt: skip
     rows |= {(op, 0): Launch(1, 16, 4) for op in ("forward", "backward", "total")}
     rows["parameters", 0] = Launch(2, 16, 4, 3)

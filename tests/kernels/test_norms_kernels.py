@@ -119,7 +119,12 @@ def test_the_gate_goes_red():
     assert all(forward(good).values())
     backward = named["sm_90 backward add_layer N16384 bf16"].rules  # no row but one
     assert all(backward(replace(good, num_warps=16, loop=loop | {"LDG": 26, "STG": 8})).values())
+    ahead = named["sm_90 backward add_layer N8192 bf16"].rules  # tiles are copied to shared memory
+    copies = {"LDG": 0, "LDG128": 0, "STG": 8, "LDGSTS": 24, "LDGSTS128": 20}
+    assert all(ahead(replace(good, num_warps=16, loop=loop | copies)).values())
     for rule, rules, figures in (
+        ("no other loads", ahead, replace(good, loop=loop | copies | {"LDG": 1})),
+        ("wide loads", ahead, replace(good, loop=loop | copies | {"LDGSTS": 25})),
         ("spills", forward, replace(good, stack_bytes=8)),
         ("wide loads", forward, replace(good, loop=loop | {"LDG": 25})),
         ("wide loads", forward, replace(good, loop=loop | {"LDG": 24, "LDG128": 0, "LDG64": 24})),
