@@ -5,4 +5,4 @@ run gptcore sweep explorations/sweeps/softmax_norm.yaml train.max_iters="$ITERS"
 run gptcore train explorations/quickstart.yaml train.max_iters="$ITERS" data.dataset="$DATASET" \
     train.sample_tokens=0 train.out_dir="$OUT/model"
 run gptcore quantize --out_dir "$OUT/model" --per_layer 3
-run gptcore eval --out_dir "$OUT/model" --text README.md
+run gptcore eval --out_dir "$OUT/model" --text README.md --unknown drop

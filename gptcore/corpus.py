@@ -6,6 +6,7 @@ and text have known SHA-256; a text with another one is never installed.
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from .errors import DataError, RunError, UserError
 from .files import write_atomically
 
 CLIENT_SECONDS = 600
+ABOUT_LOGS = re.compile("complete log|log files", re.IGNORECASE)  # npm ends with where it keeps its log
 HINTS = {
     "pip": "Connect to a package index and repeat",
     "npm": "Install npm or connect to its registry and repeat",
@@ -68,7 +70,8 @@ def fetch(package: Package) -> bytes:
             done = subprocess.run(
                 _command(package, folder), cwd=folder, capture_output=True, text=True, timeout=CLIENT_SECONDS
             )
-            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            told = [line for line in done.stderr.splitlines() if line.strip() and not ABOUT_LOGS.search(line)]
+            reason = told[-1] if told else "no message"
         except FileNotFoundError:
             reason = f"there is no program {package.client} here"
         except subprocess.TimeoutExpired:
@@ -85,7 +88,9 @@ def fetch(package: Package) -> bytes:
 
 def _command(package: Package, folder: Path) -> list[str]:
     if package.client == "npm":
-        return ["npm", "pack", "--silent", package.requirement]
+        # Without a network npm tries for minutes. The archive has a known hash: one of its cache is as good.
+        quick = ["--prefer-offline", "--fetch-retries", "1", "--fetch-retry-mintimeout", "1000"]
+        return ["npm", "pack", "--loglevel", "error", *quick, package.requirement]
     if package.client == "apt-get":
         return ["apt-get", "download", "-q", package.requirement]
     # pip looks at the metadata of a source archive by running its setup.py: it is given the hash, and checks it first.

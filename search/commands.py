@@ -93,6 +93,7 @@ def _search(
     if retried:
         screen.line(f"{ledger.retry(space.name, retried)} trials are tried again")
     limits = executor_choice.limits(args)
+    ledger.limit(space.name, limits)
     search = Search(space, ledger, executor, folder.resolve(), limits=limits, say=screen.line)
     outcome = search.run()
     if args.control and not search.lab.trials:

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ COLUMNS = (
     "name", "key", "state", "loss", "config_hash", "seed", "steps", "params", "tokens", "seconds", "attempts",
     "interrupted", "reason", "source", "ended", "folder",
 )  # fmt: skip
+PARQUET = ("pandas", "pyarrow")
+
+
+def check_packages(path: Path) -> None:
+    """UserError where a package is missing that such a table needs, before anything is computed for it."""
+    missing = [name for name in PARQUET if find_spec(name) is None] if path.suffix == ".parquet" else []
+    if missing:
+        raise UserError(f"{path}: Parquet needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def table(ledger: Ledger, study: str) -> list[dict[str, Any]]:
@@ -61,6 +70,7 @@ def export(ledger: Ledger, study: str, path: Path) -> int:
         about = {"study": study, "space": ledger.study(study).space, "trials": rows, "decisions": decisions}
         content = dump(about).encode()
     elif path.suffix == ".parquet":
+        check_packages(path)
         content = _parquet(rows)
     else:
         raise UserError(f"{path}: a table is written as .csv, .yaml or .parquet")
@@ -85,11 +95,8 @@ def _cell(value: Any) -> Any:
 
 
 def _parquet(rows: list[dict[str, Any]]) -> bytes:
-    try:
-        import pandas
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"Parquet needs pandas and pyarrow ({error}): pip install pandas pyarrow") from error
+    import pandas
+
     frame = pandas.DataFrame(rows, columns=list(rows[0]) if rows else list(COLUMNS))
     for name in frame.columns.difference(COLUMNS):  # a column has one type; settings may be a number here, a word there
         types = {type(row[name]) for row in rows if row[name] is not None}

@@ -112,11 +112,12 @@ class View:
 
     def picture(self, width: int, height: int) -> RenderableType:
         if self.found is None:
-            return Group(Text(self.problem or f"no study in {self.studies.path} yet"), Text("q quit", style="dim"))
+            wait = Text(self.problem or f"no study in {self.studies.path} yet")
+            return Group(wait, Text("looked for again and again; q quit", style="dim"))
         status, rows = self.found.status, self.rows()
         above: list[RenderableType] = [headline(status), *points(status), counts(status), rate(status)]
         limits = sum(use.limit is not None for use in status.budget)
-        if height - AROUND - len(above) - limits >= ALWAYS:
+        if limits and height - AROUND - len(above) - limits >= ALWAYS:
             above.append(bars(status))
         else:
             above, limits = above[: max(1, height - AROUND - ALWAYS)], 0
@@ -126,7 +127,8 @@ class View:
         table: RenderableType = trials(shown, width, self.sort, self.reverse)
         lines = len(shown)
         if self.round:
-            table, lines = candidates(status, self.page + 2), min(self.page, max(1, len(status.candidates)))
+            listed = status.recent if status.round is None else status.candidates or (None,)
+            table, lines = candidates(status, self.page + 2), min(self.page, len(listed))
         blank = [Text("")] * (self.page - lines)
         return Group(*above, Text(""), table, *blank, self._keys(len(rows)))
 
@@ -146,8 +148,9 @@ class View:
             told.append(f" with '{self.words}'", style="yellow")
         told.append(f" by {self.sort} {'v' if self.reverse else '^'}")
         all_, at = self.studies.all, self.studies.at
+        others = "latest" if self.found and self.found.status.round is None else "round"
         more = f"  Tab study {all_.index(at) + 1}/{len(all_)}" if at in all_ and len(all_) > 1 else ""
-        told.append(f"  q quit  s sort  r reverse  / filter  f failed  c round{more}", style="dim")
+        told.append(f"  q quit  s sort  r reverse  / filter  f failed  c {others}{more}", style="dim")
         return _cut(told)
 
 
@@ -177,9 +180,10 @@ def trials(rows: Sequence[TrialRow], width: int, sort: str = "order", reverse: b
         )  # fmt: skip
     for row in rows:
         loss = "-" if row.loss is None else f"{row.loss:.4f}"
-        reason = f"{row.candidate or 'baseline'}: {row.reason}" if row.reason else row.candidate or "baseline"
+        name, told = row.candidate or "baseline", row.reason
+        words = f"{row.progress}: {name}" if row.progress else f"{name}: {told}" if told else name
         cells: list[RenderableType] = [Text(row.state, COLOURS.get(row.state, "")), str(row.seed), loss]
-        cells += [f"{row.seconds:.1f}", Text(reason), *([Text(row.differs or "-")] if wide else []), row.key[:8]]
+        cells += [f"{row.seconds:.1f}", Text(words), *([Text(row.differs or "-")] if wide else []), row.key[:8]]
         table.add_row(*cells)
     return table
 

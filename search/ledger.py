@@ -18,7 +18,7 @@ from gptcore.errors import UserError
 
 from .ledger_file import LedgerFile
 from .records import Added, DecisionRow, NewTrial, Study, Trial
-from .trial import ENDED, REUSABLE, STATES, State, TrialResult, TrialSpec
+from .trial import ENDED, REUSABLE, STATES, Limits, State, TrialResult, TrialSpec
 
 NEXT_END = "(SELECT coalesce(max(ended), 0) + 1 FROM trials)"
 COLUMNS = (
@@ -212,6 +212,14 @@ class Ledger(LedgerFile):
                 f"state IN ({_marks(states)}){chosen}",
                 (number, *states, *(keys or ())),
             ).rowcount
+
+    def limit(self, study: str, limits: Limits) -> None:
+        """What waits, or is paused, runs under these limits and no longer under those that it was entered with."""
+        with self._write():
+            self._db.execute(
+                "UPDATE trials SET limits = ? WHERE study = ? AND state IN ('queued', 'pruned')",
+                (json.dumps(asdict(limits)), self._id(study)),
+            )
 
     def trials(self, study: str, states: Collection[State] = STATES) -> list[Trial]:
         """The trials of a study in the order in which they were added."""

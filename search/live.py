@@ -225,6 +225,9 @@ def rate(status: Status) -> Text:
     per = status.trials_per_minute
     pace = "no rate yet" if per is None else f"{per:,.0f} trials/min" if per >= 100 else f"{per:.3g} trials/min"
     left = "time left -" if status.at_most_s is None else f"at most {clock(status.at_most_s)} of budget left"
+    waiting = sum(status.counts.get(state, 0) for state in ("queued", "running"))
+    if status.round is None and per and waiting:  # a sweep: all that is to come is known
+        left = f"some {clock(60 * waiting / per)} left"
     return _titled("rate", Text(pace if status.phase == "finished" else f"{pace}, {left}"))
 
 

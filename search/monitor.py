@@ -4,11 +4,12 @@
   gptcore monitor LEDGER_OR_FOLDER [STUDY] --once | --json    prints and ends; --once is the default on a pipe
 
 A folder is that of a search, or one above several (out/search): the newest comes first. It can be started and stopped
-at any time, also while trials run, and needs no right to write. A filter holds words that must all occur in a row:
-`done n_layer=3` or `diverged`. What differs is said against the baseline, in a sweep against its first trial.
+at any time, on a terminal also before there is a ledger, and needs no right to write. A filter holds words that must
+all occur in a row: `done n_layer=3` or `diverged`. What differs is said against the baseline, in a sweep against its
+first trial.
 
 Keys: q quit, s sort by the next column, r reverse, / filter (Enter keeps it, Esc clears it), f failures alone,
-c candidates of the round, Tab next study, arrows or j k, PgUp PgDn, Home End scroll.
+c candidates of the round (of a sweep the latest ends), Tab next study, arrows or j k, PgUp PgDn, Home End scroll.
 """
 
 import argparse
@@ -22,17 +23,20 @@ from typing import Any
 from gptcore.errors import RunError, UserError
 
 from .differs import differs
+from .progress import progress
 from .status import Picture, Status
 from .trial import FAILED
 from .watch import Unchanged, leader, watch
 
 PIPE_WIDTH = 120
+LONGEST_S = 86400
 DEPTH = 3  # folders below the one that is named
 
 
 @dataclass(frozen=True, slots=True)
 class TrialRow:
-    """A line of the table of trials. `order`: that in which they were added; `differs`: all that does."""
+    """A line of the table of trials. `order`: that in which they were added; `differs`: all that does; `progress`: of a
+    trial that runs on this machine."""
 
     order: int
     state: str
@@ -43,6 +47,7 @@ class TrialRow:
     candidate: str
     differs: str
     reason: str
+    progress: str = ""
 
     def matches(self, words: str) -> bool:
         text = f"{self.state} {self.key} {self.candidate} {self.differs} {self.reason} seed={self.seed}".lower()
@@ -67,17 +72,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.interval <= 0:
-        raise UserError(f"--interval {args.interval:g}: expected more than 0 s")
-    studies = Studies(Path(args.path), args.study)
+    if not 0 < args.interval <= LONGEST_S:
+        raise UserError(f"--interval {args.interval:g}: expected more than 0 s, and at most {LONGEST_S} s")
+    watching = not (args.json or args.once) and sys.stdin.isatty() and sys.stdout.isatty()
+    studies = Studies(Path(args.path), args.study, wait=watching)
     if args.json:
         print(json.dumps(_document(studies), indent=1))
-    elif args.once or not (sys.stdin.isatty() and sys.stdout.isatty()):
-        _print(studies)
-    else:
+    elif watching:
         from .fullscreen import watch_keys
 
         watch_keys(studies, args.interval)
+    else:
+        _print(studies)
     return 0
 
 
@@ -102,20 +108,35 @@ def _written(path: Path) -> float:
 
 
 class Studies:
-    """The studies that a path means, and the one that is looked at. UserError: no ledger, or no such study."""
+    """The studies that a path means, and the one that is looked at. UserError: no ledger, or no such study.
 
-    def __init__(self, path: Path, study: str | None):
-        self.path = path
+    With `wait`, that there is no ledger yet is an error of the looks alone: one may come.
+    """
+
+    def __init__(self, path: Path, study: str | None, *, wait: bool = False):
+        self.path, self.wanted = path, study
         self.unread: list[str] = []
         self._differs: dict[tuple[Path, str, str], str] = {}
         self.all: list[tuple[Path, str]] = []
+        self.at: tuple[Path, str] | None = None
+        try:
+            ledgers(path)
+        except UserError:
+            if not wait:
+                raise
+        else:
+            self.find()
+
+    def find(self) -> None:
+        """Looks for the study that is wanted, or the likely one, as far as there are any."""
         self.scan()
-        if study is not None and study not in [name for _, name in self.all]:
+        if self.wanted is None:
+            self.at = self._likely() if self.all else None
+            return
+        self.at = next((s for s in self.all if s[1] == self.wanted), None)
+        if self.at is None:
             known = ", ".join(dict.fromkeys(name for _, name in self.all)) or "none"
-            raise UserError(f"no study {study!r} in {path} (there: {known})")
-        self.at: tuple[Path, str] | None = next((s for s in self.all if s[1] == study), None)
-        if study is None and self.all:
-            self.at = self._likely()
+            raise UserError(f"no study {self.wanted!r} in {self.path} (there: {known})")
 
     def scan(self) -> None:
         """Looks for ledgers and studies once more; the error of one that cannot be read only if none can."""
@@ -154,10 +175,9 @@ class Studies:
     def look(self) -> Look | None:
         """None as long as there is no study."""
         if self.at is None:
-            self.scan()
-            if not self.all:
-                return None
-            self.at = self._likely()
+            self.find()
+        if self.at is None:
+            return None
         path, study = self.at
         return watch(path, lambda ledger: self._look(path, ledger, study))
 
@@ -167,13 +187,18 @@ class Studies:
         configs = ledger.configs(study, list(new.values())) if new else {}
         for config_hash, key in new.items():
             self._differs[path, study, config_hash] = differs(configs[key], picture.base, most=99)
+        folders = ledger.folders(study, "running")
         rows = []
         for order, t in enumerate(picture.trials):
             different = self._differs[path, study, t.config_hash]
             reason = "" if t.state == "done" else t.reason
+            at = progress(folders[t.key]) if t.state == "running" and t.key in folders else None
             rows.append(
-                TrialRow(order, t.state, t.seed, t.loss, t.seconds, t.key, t.name or different, different, reason)
-            )
+                TrialRow(
+                    order, t.state, t.seed, t.loss, at.seconds if at else t.seconds, t.key, t.name or different,
+                    different, reason, at.words(t.steps) if at else "",
+                )
+            )  # fmt: skip
         return Look(path, picture.status(), tuple(rows))
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .trial import Limits, State, TrialResult
 
 TAKES_CONFIG = True
+SAME = 3  # names of runs that are another one
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"expected a file that describes a sweep\n{__doc__}")
     retried = executor_choice.retried(args)
     results_file = _results_file(args.results_file)
+    from .human import count
     from .sweep_runs import load
 
     ignore = [name.strip() for name in args.ignore.split(",")] if args.ignore else []
@@ -59,21 +61,18 @@ def run(args: argparse.Namespace) -> int:
         print(note)
     if args.dry_run:
         print("\n".join(f"{i:>4}  {one.name}" for i, one in enumerate(plan.runs, 1)))
-        count = "1 run, which is" if len(plan.runs) == 1 else f"{len(plan.runs)} runs, all of them"
-        print(f"{count} valid; nothing was started")
+        which = "which is" if len(plan.runs) == 1 else "all of them"
+        print(f"{count(len(plan.runs), 'run')}, {which} valid; nothing was started")
         return 0
     if results_file is not None:
         _check_place(results_file)
-    try:
-        return _run(args, plan, retried, results_file)
-    except KeyboardInterrupt:
-        print("all up to here is kept; the same command goes on", file=sys.stderr)
-        raise
+    return _run(args, plan, retried, results_file)
 
 
 def _run(args: argparse.Namespace, plan: "Plan", retried: "tuple[State, ...]", results_file: Path | None) -> int:
     from gptcore.prepare import ensure_prepared
 
+    from .human import count
     from .ledger import Ledger
     from .live import Screen
     from .sweep_results import failures, results, table
@@ -87,17 +86,24 @@ def _run(args: argparse.Namespace, plan: "Plan", retried: "tuple[State, ...]", r
         with Ledger(folder / "ledger.sqlite") as ledger:
             space = hashlib.sha256(plan.file.text.encode()).hexdigest()
             ledger.lead(plan.name, space, plan.file.text, extend=True)
-            with Screen(folder / "ledger.sqlite", plan.name) as screen:
-                sweep(plan, ledger, executor, folder.resolve(), limits, screen, retried)
+            try:
+                with Screen(folder / "ledger.sqlite", plan.name) as screen:
+                    sweep(plan, ledger, executor, folder.resolve(), limits, screen, retried)
+            except KeyboardInterrupt:
+                write_tables(results(plan, ledger), plan, ledger, folder)
+                print(f"all up to here is kept, see {folder}/sweep.html; the same command goes on", file=sys.stderr)
+                raise
             found = results(plan, ledger)
             written = write(found, plan, ledger, folder, results_file)
     finally:
         executor.close()
     print(f"\n{table(found)}")
     if found.bad:
-        print(f"\n{len(found.bad)} of {len(found.rows)} runs failed:\n{failures(found.bad)}")
+        print(f"\n{len(found.bad)} of {count(len(found.rows), 'run')} failed:\n{failures(found.bad)}")
+        if states := {row.trial.state for row in found.bad} - {"diverged"}:
+            print(f"--retry {','.join(sorted(states))} starts them again, under the limits that are given then")
     if found.others:
-        print(f"\n{found.others} runs of earlier versions of the file are in the ledger and in runs.csv")
+        print(f"\n{count(found.others, 'run')} of earlier versions of the file: in the ledger and in runs.csv")
     print(f"\nwritten: {folder}/  ({', '.join(written)})")
     return 1 if found.bad else 0
 
@@ -107,13 +113,15 @@ def sweep(
     retried: "tuple[State, ...]" = (),
 ) -> None:  # fmt: skip
     """Until every run of the plan has ended; the ledger has its study, led by this process."""
+    from .human import count
     from .records import NewTrial
     from .running import run_trials
     from .trial import ENDED
 
     runs = {one.identity.key: one for one in plan.unique()}
-    if same := len(plan.runs) - len(runs):
-        screen.line(f"{same} runs come to the same as another one, and are that one")
+    if same := [one.name for one in plan.runs if runs[one.identity.key] is not one]:
+        names = "; ".join(same[:SAME]) + ("; ..." if len(same) > SAME else "")
+        screen.line(f"{count(len(same), 'run')} of the file, already there under another name: {names}")
     added = ledger.add(
         plan.name,
         [
@@ -125,8 +133,9 @@ def sweep(
         ],
     )  # fmt: skip
     again = ledger.retry(plan.name, retried, list(runs)) if retried else 0
+    ledger.limit(plan.name, limits)
     ended = {trial.key for trial in ledger.trials(plan.name, ENDED)} & set(runs)
-    told = [f"{len(runs)} runs", f"{len(added.queued)} new"]
+    told = [count(len(runs), "run"), f"{len(added.queued)} new"]
     told += [f"{again} tried again"] if again else []
     screen.line(", ".join([*told, f"{len(ended)} known already"]))
     left = set(runs) - ended
@@ -146,8 +155,8 @@ def _words(result: "TrialResult", state: "State") -> str:
     return f"{result.state}, {loss}{result.seconds:.1f} s{reason}{again}"
 
 
-def write(found: "Results", plan: "Plan", ledger: "Ledger", folder: Path, results_file: Path | None) -> list[str]:
-    """Tables, page and figures (these need matplotlib, and are left out without it); the names of what was written."""
+def write_tables(found: "Results", plan: "Plan", ledger: "Ledger", folder: Path) -> list[str]:
+    """Tables and page, also of a sweep that is under way; the names of what was written."""
     from gptcore.files import write_atomically
 
     from .export import export
@@ -157,7 +166,14 @@ def write(found: "Results", plan: "Plan", ledger: "Ledger", folder: Path, result
     export(ledger, plan.name, folder / "runs.csv")
     write_atomically(folder / "runs.yaml", classic_log(found, plan.name).encode())
     write_atomically(folder / "sweep.html", build_page(found, plan.file.text, folder.resolve()).encode())
-    names = ["sweep.html", "runs.csv", "runs.yaml", "runs/"]
+    return ["sweep.html", "runs.csv", "runs.yaml", "runs/"]
+
+
+def write(found: "Results", plan: "Plan", ledger: "Ledger", folder: Path, results_file: Path | None) -> list[str]:
+    """Tables, page and figures (these need matplotlib, and are left out without it); the names of what was written."""
+    from .export import export
+
+    names = write_tables(found, plan, ledger, folder)
     with contextlib.suppress(ImportError):
         from .sweep_figures import write_figures
 
@@ -176,6 +192,9 @@ def _results_file(name: str | None) -> Path | None:
 
 def _check_place(path: Path) -> None:
     """UserError for a table that could not be written, with its folder made where that is missing."""
+    from .export import check_packages
+
+    check_packages(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

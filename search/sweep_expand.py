@@ -4,24 +4,20 @@ The order is that of the file, the last name fastest; of groups, what refers to 
 describes the formats.
 """
 
-import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
-from gptcore.flat import all_switches, flat_names
 from gptcore.yamlfile import Key
+
+from .sweep_values import MOST, Wrong, clauses_of, holds, key_of, typed, values_of
 
 GROUP_LISTS = ("named_static_groups", "named_variation_groups")
 REFERENCES = ("named_group_static", "named_group_variations", "named_group_alternates")
 BESIDE = ("named_group_settings", "parameter_groups")
-MOST = 100_000  # runs of a file; more are a mistake in it
 RUN_NAME = "${RUN_NAME}"
-YES, NO = ("true", "True", "yes", "on"), ("false", "False", "no", "off")
-NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +30,7 @@ class Draft:
     settings: Mapping[Key, Any]
     groups: tuple[str, ...] = ()
     grouped: frozenset[str] = frozenset()  # settings that a static group says
+    named: frozenset[str] = frozenset()  # settings that its name stands for
     common: frozenset[str] = frozenset()
     name: str = ""
     title: str = ""
@@ -48,17 +45,26 @@ class Part:
     levels: tuple[list[dict], ...] = ()
 
 
-class Wrong(Exception):
-    """What is wrong with an entry, with its place; the next entry may be read nevertheless."""
-
-
 def classic(entry: dict, source: str, problems: list[str]) -> list[Draft]:
-    groups = _Groups(entry)
+    """The runs of an entry, without those that have a problem. Wrong where it says nothing at all."""
+    groups = _Groups(entry, problems)
     node = {key: value for key, value in entry.items() if key not in (*GROUP_LISTS, "common_group")}
     common = _common(entry, problems)
     known = set(_names(entry))
-    lasts = (last.draft for part in groups.parts(node) for last in groups.unfold(part))
-    return few((draft for last in lasts for draft in combinations(last, common, known)), source)
+
+    def drafts() -> Iterator[Draft]:
+        for part in groups.parts(node):
+            for last in groups.unfold(part):
+                try:
+                    yield from combinations(last.draft, common, known)
+                except Wrong as wrong:
+                    problems.extend(wrong.lines)
+
+    found = few(drafts(), source)
+    if found and not any(draft.settings for draft in found):
+        mark = next(iter(entry)).mark if entry else f"{source}:1"
+        raise Wrong(f"{mark}: no setting in this entry; it would be a run of the defaults")
+    return found
 
 
 def entitled(draft: Draft, stem: str) -> Draft:
@@ -104,7 +110,7 @@ def _common(entry: dict, problems: list[str]) -> dict[Key, Any]:
         return {}
     common = {}
     for key, value in found.items():
-        options = _options(key, value)
+        options = values_of(key, value)
         if len(options) != 1:
             problems.append(f"{key.mark}: common_group: {key} has {len(options)} values; what all runs share has one")
         common[key] = typed(key, options[0])
@@ -112,9 +118,10 @@ def _common(entry: dict, problems: list[str]) -> dict[Key, Any]:
 
 
 class _Groups:
-    """The named groups of an entry, and what refers to them."""
+    """The named groups of an entry, and what refers to them; a reference to none is a problem, and no run."""
 
-    def __init__(self, entry: dict):
+    def __init__(self, entry: dict, problems: list[str]):
+        self.problems = problems
         self.static, self.variation = (self._listed(entry, name) for name in GROUP_LISTS)
 
     @staticmethod
@@ -144,8 +151,8 @@ class _Groups:
             others = [p for name in names["named_group_alternates"] for p in self._resolve(name, inside)]
             found = [join(part, other) for other in others]
         for name in names["named_group_static"]:
-            (group,) = self._resolve(name, inside, "static")
-            found = [join(one, group) for one in found]
+            group = self._resolve(name, inside, "static")
+            found = [join(one, other) for one in found for other in group]
         for name in names["named_group_variations"]:
             several = self._resolve(name, inside, "variation")
             found = [join(one, other) for one in found for other in several]
@@ -158,8 +165,12 @@ class _Groups:
             return
         first, *rest = part.levels
         for node in first:
-            for sub in self.parts(node):
-                joined = join(Part(part.draft), sub)
+            try:
+                found = [join(Part(part.draft), sub) for sub in self.parts(node)]
+            except Wrong as wrong:
+                self.problems.extend(wrong.lines)
+                continue
+            for joined in found:
                 yield from self.unfold(replace(joined, levels=(*joined.levels, *rest)))
 
     @staticmethod
@@ -182,12 +193,15 @@ class _Groups:
         where = {"static": self.static, "variation": self.variation, "": self.static | self.variation}[kind]
         if name not in where:
             known = ", ".join(where) or "none"
-            raise Wrong(f"{name.mark}: no {kind + ' ' if kind else ''}group {str(name)!r} (known: {known})")
+            self.problems.append(f"{name.mark}: no {kind + ' ' if kind else ''}group {str(name)!r} (known: {known})")
+            return []
         if name in inside:
             raise Wrong(f"{name.mark}: group {str(name)!r} refers to itself: {' > '.join((*inside, name))}")
         found = self.parts(where[name], (*inside, str(name)))
         if name not in self.static or kind == "variation":
             return found
+        if not found:  # what it refers to is missing
+            return []
         if len(found) != 1:
             raise Wrong(f"{name.mark}: group {str(name)!r} is static and stands for {len(found)} alternatives")
         draft = found[0].draft
@@ -203,8 +217,8 @@ def join(a: Part, b: Part) -> Part:
             first = next(k for k in x.settings if k == key)
             raise Wrong(f"{key.mark}: {key} is {value!r} here and {x.settings[key]!r} at {first.mark}")
     draft = Draft(
-        {**x.settings, **y.settings}, (*x.groups, *y.groups), x.grouped | y.grouped, x.common | y.common,
-        x.name or y.name,
+        {**x.settings, **y.settings}, (*x.groups, *y.groups), x.grouped | y.grouped, x.named | y.named,
+        x.common | y.common, x.name or y.name,
     )  # fmt: skip
     return Part(draft, (*a.levels, *b.levels))
 
@@ -214,17 +228,27 @@ def combinations(draft: Draft, shared: Mapping[Key, Any], known: set[str]) -> It
 
     `shared` is the common group; conditions may be on the names in `known`.
     """
-    conditional = {k: v for k, v in draft.settings.items() if isinstance(v, dict) and "conditions" in v}
-    plain = {k: _options(k, v) for k, v in draft.settings.items() if k not in conditional}
-    rules = [(key, _clauses(key, spec, known), _options(key, spec.get("options"))) for key, spec in conditional.items()]
+    plain: dict[Key, list[Any]] = {}
+    rules: list[tuple[Key, list[dict[Key, Any]], list[Any]]] = []
+    wrong: list[str] = []
+    for key, value in draft.settings.items():
+        try:
+            if isinstance(value, dict) and "conditions" in value:
+                rules.append((key, clauses_of(key, value, known), values_of(key, value["options"])))
+            else:
+                plain[key] = values_of(key, value)
+        except Wrong as error:
+            wrong += error.lines
     for key in shared:
         if key in plain and [typed(key, v) for v in plain[key]] != [shared[key]]:
             own = next(k for k in plain if k == key)
-            raise Wrong(f"{own.mark}: {key} is part of common_group ({key.mark}) and must not be said again")
+            wrong.append(f"{own.mark}: {key} is part of common_group ({key.mark}) and must not be said again")
+    if wrong:
+        raise Wrong("\n".join(wrong))
     for values in product(*plain.values()):
         found = [{**shared, **{key: typed(key, value) for key, value in zip(plain, values, strict=True)}}]
         for key, clauses, options in rules:
-            held = [(said, any(_holds(clause, said) for clause in clauses)) for said in found]
+            held = [(said, any(holds(clause, said) for clause in clauses)) for said in found]
             found = [
                 one
                 for said, holds in held
@@ -232,81 +256,3 @@ def combinations(draft: Draft, shared: Mapping[Key, Any], known: set[str]) -> It
             ]
         for settings in found:
             yield replace(draft, settings=settings, common=frozenset(map(str, shared)))
-
-
-def _options(key: Key, value: Any) -> list[Any]:
-    """The values that a setting takes."""
-    if isinstance(value, dict) and "range" in value:
-        return _range(key, value["range"])
-    if not isinstance(value, list):
-        return [value]
-    if not value:
-        raise Wrong(f"{key.mark}: {key}: an empty list stands for no run at all")
-    return [v for one in value for v in (_options(key, one) if isinstance(one, dict) else [one])]
-
-
-def _range(key: Key, said: Any) -> list[int | float]:
-    known = ("start", "end", "step")
-    if not isinstance(said, dict) or not {"start", "end"} <= set(said) <= set(known):
-        raise Wrong(f"{key.mark}: {key}: range: expected start, end and perhaps step")
-    numbers = {name: _number(value) for name, value in said.items()}
-    if wrong := [name for name, number in numbers.items() if number is None]:
-        raise Wrong(f"{key.mark}: {key}: range: {wrong[0]} is no number: {said[wrong[0]]!r}")
-    start, end = numbers["start"], numbers["end"]
-    step = numbers.get("step", 1 if isinstance(start, int) else 0.1)
-    assert start is not None and end is not None and step is not None
-    if step == 0 or (end - start) / step < 0:
-        raise Wrong(f"{key.mark}: {key}: range: no number from {start} to {end} by {step}")
-    count = math.floor((end - start) / step + 1e-9) + 1
-    if count > MOST:
-        raise Wrong(f"{key.mark}: {key}: range: {count:,} values; at most {MOST:,}")
-    if all(isinstance(number, int) for number in (start, end, step)):
-        return [start + i * step for i in range(count)]
-    return [float(f"{start + i * step:.12g}") for i in range(count)]  # 0.1 + 2 * 0.1 is meant to be 0.3
-
-
-def _clauses(key: Key, spec: dict, known: set[str]) -> list[dict[Key, Any]]:
-    """Of which any one must hold as a whole."""
-    said = spec["conditions"]
-    if "options" not in spec or set(spec) - {"conditions", "options"}:
-        raise Wrong(f"{key.mark}: {key}: expected conditions and options, nothing else")
-    if isinstance(said, dict):
-        clauses = [said]
-    elif isinstance(said, list) and said and all(isinstance(one, dict) for one in said):
-        clauses = said
-    elif isinstance(said, list) and all(isinstance(p, list) and len(p) == 2 and isinstance(p[0], str) for p in said):
-        clauses = [{Key(name, key.mark): value for name, value in said}]
-    else:
-        raise Wrong(f"{key.mark}: {key}: conditions: expected [[name, value], ...] or mappings, not {said!r}")
-    for name in (name for clause in clauses for name in clause):
-        if name not in known:
-            raise Wrong(f"{key.mark}: {key}: a condition on {name}, which this entry does not set")
-    return [{name: typed(name, value) for name, value in clause.items()} for clause in clauses]
-
-
-def _holds(clause: Mapping[Key, Any], said: Mapping[Key, Any]) -> bool:
-    return all(name in said and said[name] == value for name, value in clause.items())
-
-
-def _number(value: Any) -> int | float | None:
-    if isinstance(value, str) and NUMBER.fullmatch(value):
-        return int(value) if re.fullmatch(r"[-+]?\d+", value) else float(value)
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-def typed(name: str, value: Any) -> Any:
-    """A value of the classic formats as its setting takes it: numbers and yes/no that are written as text."""
-    if isinstance(value, list):
-        return [typed(name, one) for one in value]
-    target = flat_names().get(name)
-    if not isinstance(value, str) or (target is not None and target.is_text) or "." in name:
-        return value
-    if name in all_switches() or (target is not None and target.is_bool):
-        return True if value in YES else False if value in NO else value
-    number = _number(value)
-    return value if number is None else number
-
-
-def key_of(entry: dict, name: str) -> Key:
-    """The key as it was written, with its place."""
-    return next((key for key in entry if key == name), next(iter(entry)))

@@ -28,7 +28,8 @@ def write_figures(found: Results, folder: Path) -> list[Path]:
     """Writes all there are; their paths. ImportError without matplotlib."""
     with style():
         drawn = {"bars": _bars(found), "curves": _curves(found)}
-        folder.mkdir(parents=True, exist_ok=True)
+        if any(drawn.values()):
+            folder.mkdir(parents=True, exist_ok=True)
         return [path for name, figure in drawn.items() if figure for path in save(figure, folder, name)]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ppa.page.elements import behind, document, number, panel, table, text, whole
 
+from .human import count
 from .page.build import SCRIPT, STYLE
 from .page.charts import curves_chart, dot, swatch
 from .page.decisions import LOG_TAIL, LOGS_SHOWN, printable
@@ -46,7 +47,7 @@ def _header(found: Results) -> str:
         f"{_seeds(best)}." + (" The best of many looks better than it is." if len(found.groups) > 1 else "")
     )  # fmt: skip
     state = "" if found.finished else ' <span class="under-way">under way</span>'
-    counts = [f"{len(found.rows)} runs", f"{len(found.groups)} configurations", f"{len(found.bad)} failed"]
+    counts = [count(len(found.rows), "run"), count(len(found.groups), "configuration"), f"{len(found.bad)} failed"]
     trained = math.fsum(row.trial.seconds for row in found.rows)
     return (
         f'<header><h1><b>Sweep {text(found.name)}</b></h1>\n<p class="verdict">{verdict}{state}</p>\n'
@@ -108,7 +109,8 @@ def _runs(found: Results, folder: Path) -> str:
     for row in found.rows:
         trial = row.trial
         loss = DASH if trial.loss is None else number(trial.loss, shown=f"{trial.loss:.4f}")
-        seconds, tokens = number(trial.seconds, shown=f"{trial.seconds:.1f}"), whole(trial.tokens)
+        seconds = number(trial.seconds, shown=f"{trial.seconds:.1f}")
+        tokens = whole(trial.tokens) if trial.tokens else DASH  # of a run that was stopped from outside: not known
         state = f'<span class="v-worse">{trial.state}</span>' if trial.state in FAILED else trial.state
         source = f" of {text(trial.source)}" if trial.source else ""
         rows.append([_linked(row, folder), f"{state}{source}", loss, str(trial.seed), tokens, seconds])
@@ -152,7 +154,8 @@ def _about(found: Results, file_text: str, folder: Path) -> str:
             f"{text(place)}</code> and <code>gptcore inspect runs</code> go on from here."
         )
     if found.others:
-        items.append(f"{found.others} runs of earlier versions of the file are in the ledger, and not on this page.")
+        others = count(found.others, "run")
+        items.append(f"{others} of earlier versions of the file: in the ledger, and not on this page.")
     listed = "".join(f"<li>{item}</li>" for item in items)
     return panel("about", "About", "", f"<ul>{listed}</ul>{behind('The file', f'<pre>{text(file_text)}</pre>')}")
 

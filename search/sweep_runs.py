@@ -74,27 +74,33 @@ class Plan:
 
     def unique(self) -> tuple[Run, ...]:
         """The runs without those that are another one; the data sets must be prepared."""
-        return tuple({run.identity.key: run for run in reversed(self.runs)}.values())[::-1]
+        found: dict[str, Run] = {}
+        for run in self.runs:
+            found.setdefault(run.identity.key, run)
+        return tuple(found.values())
 
 
 def load(path: str | Path, overrides: Iterable[str] = (), ignore: Iterable[str] = ()) -> Plan:
     """Reads and checks a file. `overrides` (key.path=value, --flat_name=value) are on top of every run; settings named
     in `ignore` are left out. SweepError with every problem of every run."""
-    file = read(Path(path))
-    problems: dict[str, list[str]] = {}  # with the names of the runs
+    formal: list[str] = []  # runs with a problem of form are not among the drafts
+    file = read(Path(path), formal)
     general: list[str] = []
+    problems: dict[str, list[str]] = {}  # with the names of the runs
     base = _base(file, general)
     top = parse_overrides(overrides, general)
+    unclear = bool(general)  # without a baseline every run would be wrong
     left_out: dict[str, None] = {}
     ignore = set(ignore)
-    if unknown := sorted(ignore - {str(key) for draft in file.drafts for key in draft.settings}):
+    unknown = sorted(ignore - {str(key) for draft in file.drafts for key in draft.settings})
+    if unknown and not formal:
         general.append(f"--ignore {','.join(unknown)}: no setting of {path}")
     recording = [n for n in RECORDING if file.classic and n not in ignore and (n == "out_dir" or n not in flat_names())]
     drafts = [_without(draft, {*ignore, *recording}, left_out) for draft in file.drafts]
     names = _named(drafts)
     runs: list[Run] = []
     for draft, (name, point) in zip(drafts, names, strict=True):
-        found = None if general else _config(draft, base, top, name, problems)
+        found = None if unclear else _config(draft, base, top, name, problems)
         if found is not None:
             runs.append(Run(name, point, found, draft))
     for dataset in dict.fromkeys(run.config.data.dataset for run in runs):
@@ -104,9 +110,9 @@ def load(path: str | Path, overrides: Iterable[str] = (), ignore: Iterable[str] 
             users = [run for run in runs if run.config.data.dataset == dataset]
             mark = next((k.mark for k in users[0].draft.settings if k in ("dataset", "data.dataset")), str(path))
             problems[f"{mark}: data.dataset: {error}"] = [run.name for run in users]
-    if general or problems:
+    if formal or general or problems:
         told = [_concerning(p, who, len(drafts)) for p, who in sorted(problems.items(), key=_at)]
-        raise SweepError([*general, *told])
+        raise SweepError([*formal, *general, *told])
     noted = [n for n in left_out if n not in ignore and n != "out_dir"]
     notes = [f"left out, since it only says how a run is recorded: {', '.join(noted)}"] if noted else []
     return Plan(file, tuple(runs), tuple(notes))
@@ -191,14 +197,15 @@ def _named(drafts: list[Draft]) -> list[tuple[str, str]]:
     everywhere = {group for draft in drafts[:1] for group in draft.groups if all(group in d.groups for d in drafts)}
 
     def said(draft: Draft, value: Mapping[str, Any], groups: bool, seed: bool) -> str:
-        hidden = draft.titled | (draft.grouped if groups else frozenset())
+        hidden = draft.titled | (draft.grouped | draft.named if groups else frozenset())
         parts = [draft.name] if draft.name else []
         parts += [g for g in dict.fromkeys(draft.groups) if g not in everywhere] if groups else []
         parts += [f"{short[k]}={shown(v)}" for k, v in value.items() if k in vary - hidden and (seed or k not in SEED)]
         return ", ".join(parts) or "as the file says"
 
     brief = [said(d, v, True, True) for d, v in zip(drafts, values, strict=True)]
-    groups = len(set(brief)) == len({json.dumps(v, sort_keys=True) for v in values})  # they tell the runs apart
+    # Names and groups stand for their settings where they tell the runs apart.
+    groups = len(set(brief)) == len({json.dumps(v, sort_keys=True) for v in values})
     return [
         (said(d, v, groups, True), said(d, v, groups, False)) for d, v in zip(drafts, values, strict=True)
     ]  # fmt: skip

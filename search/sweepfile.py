@@ -36,7 +36,8 @@ from typing import Any
 from gptcore.errors import UserError
 from gptcore.yamlfile import Key, parse
 
-from .sweep_expand import GROUP_LISTS, Draft, Part, Wrong, classic, combinations, entitled, few, join, key_of
+from .sweep_expand import GROUP_LISTS, Draft, Part, classic, combinations, entitled, few, join
+from .sweep_values import Wrong, key_of
 
 DEFAULT = "default"
 LIBRARIES = "named_group_libraries"
@@ -66,12 +67,15 @@ class SweepFile:
     classic: bool
 
 
-def read(path: Path) -> SweepFile:
-    """SweepError with every problem of form; what settings mean is checked later. UserError: no such file."""
-    problems: list[str] = []
-    text, documents = _documents(path, problems)
-    if problems:
-        raise SweepError(problems)
+def read(path: Path, problems: list[str]) -> SweepFile:
+    """The runs that a file stands for. Every problem of form goes to `problems`; what settings mean is checked later.
+
+    SweepError where nothing can be read at all, UserError: no such file.
+    """
+    broken: list[str] = []
+    text, documents = _documents(path, broken)
+    if broken:
+        raise SweepError(broken)
     ours = [d for d in documents if isinstance(d, dict) and set(d) & set(OURS)]
     if ours and len(documents) > 1:
         raise SweepError([f"{path}: {' or '.join(OURS)} in a file of several entries; make it a file of its own"])
@@ -83,11 +87,9 @@ def read(path: Path) -> SweepFile:
         try:
             drafts += classic(_with_libraries(document, path), str(path), problems)
         except Wrong as wrong:
-            problems.append(str(wrong))
+            problems += wrong.lines
     if not drafts and not problems:
         problems.append(f"{path}:1: no runs in this file")
-    if problems:
-        raise SweepError(problems)
     titled = tuple(entitled(draft, path.stem) for draft in drafts)
     return SweepFile(path, text, base, base_mark, overrides, titled, not ours)
 
@@ -170,13 +172,14 @@ def _nested(entry: dict, path: Path, problems: list[str]) -> tuple[Any, str, tup
     for settings in _mappings(entry, "runs", problems):
         name = settings.get("name", "")
         said = {key: value for key, value in settings.items() if key != "name"}
-        first = Part(Draft({key: [value] for key, value in said.items()}, name=str(name)))
+        named = frozenset(map(str, said)) if name else frozenset[str]()
+        first = Part(Draft({key: [value] for key, value in said.items()}, name=str(name), named=named))
         for grid in grids:
             try:
                 both = join(first, Part(Draft(grid))).draft
                 drafts += few(combinations(both, {}, set(both.settings)), path)
             except Wrong as wrong:
-                problems.append(str(wrong))
+                problems += wrong.lines
     base = next((entry[name] for name in ("baseline", "base") if name in entry), None)
     if base is not None and not isinstance(base, (str, dict)):
         problems.append(f"{mark}: baseline: expected a file or a mapping, not {base!r}")

@@ -75,6 +75,11 @@ class Unchanged(Ledger):
         )
         return [Brief(*row) for row in self._rows(sql, (self._id(study),))]
 
+    def folders(self, study: str, state: State) -> dict[str, str]:
+        """The folders of trials by key."""
+        sql = "SELECT key, folder FROM trials WHERE study = ? AND state = ?"
+        return dict(self._rows(sql, (self._id(study), state)))
+
     def configs(self, study: str, keys: Collection[str]) -> dict[str, dict[str, Any]]:
         """The configurations of trials by key."""
         marks = ", ".join("?" * len(keys))

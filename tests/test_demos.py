@@ -1,4 +1,4 @@
-"""The demos: every command they show exists and accepts its options and configurations; one demo is run."""
+"""The demos: every command they show exists and accepts its options and configurations, and each runs to its end."""
 
 import os
 import shlex
@@ -59,19 +59,32 @@ def test_a_wrong_option_is_refused():
     assert found.returncode == 2 and "usage:" in found.stderr and not found.stdout
 
 
+MADE = {
+    "softmax_or_consmax": ("softmax/best.pt", "consmax/best.pt"),
+    "how_many_bits": ("sweep/sweep.html", "model/quantize.csv"),
+    "search": ("search/search.html", "winner/best.pt"),
+}
+
+
 @pytest.mark.slow
-def test_one_for_real(corpus, tmp_path):
+@pytest.mark.parametrize("name", MADE)
+def test_for_real(corpus, tmp_path, name):
+    """To its end, on a text whose characters are not those of README.md."""
     programs = tmp_path / "bin"
     programs.mkdir()
     program = programs / "gptcore"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m gptcore "$@"\n')
     program.chmod(0o755)
-    out = tmp_path / "out"
-    found = started(
-        ROOT / "demos" / "softmax_or_consmax.sh", OUT=str(out), ITERS="10", DATASET=str(corpus),
-        PATH=f"{programs}:{os.environ['PATH']}",
-    )  # fmt: skip
+    out, demo = tmp_path / "out", ROOT / "demos" / f"{name}.sh"
+    path = f"{programs}:{os.environ['PATH']}"
+    found = started(demo, OUT=str(out), ITERS="10", DATASET=str(corpus), PATH=path)
     assert found.returncode == 0, found.stderr
-    assert len(commands(found.stdout)) == 6
-    assert {path.name for path in out.iterdir()} == {"softmax", "consmax"}
-    assert (out / "consmax" / "best.pt").exists() and "area" in found.stdout
+    assert commands(found.stdout) == commands(
+        started(demo, "--dry-run", OUT=str(out), ITERS="10", DATASET=str(corpus)).stdout
+    )
+    for file in MADE[name]:
+        assert (out / file).is_file()
+
+
+def test_every_demo_is_run_for_real():
+    assert set(MADE) == {demo.stem for demo in DEMOS}

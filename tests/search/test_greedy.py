@@ -10,6 +10,7 @@ from gptcore.cli import main
 from gptcore.config import identity
 from gptcore.errors import RunError, UserError
 from gptcore.loader import load as load_config
+from search.ledger import Ledger
 
 
 def test_dominating_move_first_then_the_best_gain_per_parameter(tmp_path):
@@ -119,3 +120,9 @@ train: {{max_iters: 3, warmup_iters: 1, eval_interval: 3, eval_iters: 2, batch_s
     assert reached.startswith(winner)
     assert main(["search", str(path), "--executor", "inline", "-o", str(out)]) == 0
     assert ": done, loss" not in capsys.readouterr().out
+    with Ledger(out / "ledger.sqlite") as ledger:
+        ledger.lead("tiny", ledger.study("tiny").space_hash, "", extend=True)
+        ledger.retry("tiny", ["done"])  # as after a crash: what waits runs under the limits of the new command
+    assert main(["search", str(path), "--executor", "inline", "-o", str(out), "--attempts", "5", "--extend"]) == 0
+    with Ledger(out / "ledger.sqlite", read_only=True) as ledger:
+        assert {trial.spec.limits.attempts for trial in ledger.trials("tiny")} == {5}

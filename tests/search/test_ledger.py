@@ -121,6 +121,15 @@ def test_retry_queues_what_ended_so_once_more(ledger):
     assert states(ledger) == {0: "done", 1: "queued", 2: "timeout"}
 
 
+def test_what_waits_runs_under_new_limits(ledger):
+    ledger.add("a", [new(number) for number in range(2)])
+    (first,) = ledger.claim("a", 1)
+    ledger.finish("a", TrialResult(first.key, "oom", None))
+    ledger.retry("a", ["oom"])
+    ledger.limit("a", Limits(seconds=5.0, attempts=7))
+    assert [spec.limits for spec in ledger.claim("a", 2)] == [Limits(seconds=5.0, attempts=7)] * 2
+
+
 def test_an_end_is_recorded_once(ledger):
     ledger.add("a", [new(1)])
     ledger.claim("a")
@@ -262,7 +271,7 @@ def test_what_cannot_be_exported_is_said(varied, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=".csv, .yaml or .parquet"):
         export(varied, "a", tmp_path / "t.xls")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match="Parquet needs pandas and pyarrow"):
+    with pytest.raises(UserError, match="Parquet needs pyarrow: pip install pyarrow"):
         export(varied, "a", tmp_path / "t.parquet")
     assert not (tmp_path / "t.parquet").exists()
 

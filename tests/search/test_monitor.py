@@ -67,6 +67,7 @@ def test_wrong_usage(ledger, tmp_path):
     for args, words in [
         ((tmp_path / "none",), "no ledger"), ((no_ledger,), "is no ledger"), ((empty,), "no ledger in"),
         ((ledger, "other"), "no study 'other'.*there: s"), ((ledger, "--interval", "0"), "more than 0"),
+        ((ledger, "--interval", "nan"), "more than 0"), ((ledger, "--interval", "inf"), "at most 86400 s"),
     ]:  # fmt: skip
         parser = argparse.ArgumentParser()
         add_arguments(parser)

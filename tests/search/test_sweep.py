@@ -17,7 +17,7 @@ from gptcore import cli
 from search import executor_choice, sweep_figures
 from search.ledger import Ledger
 from search.sweep_runs import load
-from search.trial import TrialResult
+from search.trial import Limits, TrialResult
 
 PATIENCE_S = 120
 STEPS = 20
@@ -64,10 +64,11 @@ class Table:
     capacity = 1
 
     def __init__(self, loss):
-        self.loss, self.started, self.results = loss, [], []
+        self.loss, self.started, self.results, self.limits = loss, [], [], []
 
     def start(self, spec):
         self.started.append((spec.config["model"]["n_embd"], spec.seed))
+        self.limits.append(spec.limits)
         value = self.loss(spec)
         if isinstance(value, str):
             result = TrialResult(spec.key, value, None, reason=f"made to end as {value}", log_tail="<b>last words</b>")
@@ -140,7 +141,7 @@ def test_a_failure_keeps_its_reason_and_is_tried_again_when_asked(sweep, capsys)
     code, executor = sweep(loss=fails_at(32, "failed"))
     assert code == 1 and executor.started == [*FOUR[:3], (32, 1), (32, 2)]  # two attempts
     shown = capsys.readouterr().out
-    assert "1 of 4 runs failed:\n  n_embd=32, seed=1: failed, made to end as failed" in shown
+    assert "1 of 4 runs failed:\n  n_embd=32, seed=1: failed, made to end as failed\n--retry failed starts" in shown
     page = Path("out/sweeps/s/sweep.html").read_text()
     assert "made to end as failed" in page and "&lt;b&gt;last words&lt;/b&gt;" in page and "<b>last" not in page
     code, executor = sweep(loss=loss_of)
@@ -158,7 +159,9 @@ def test_every_way_to_fail_is_told_and_makes_the_exit_code(sweep, state, capsys)
         (trial,) = ledger.trials("s", [state])
         assert trial.log_tail == "<b>last words</b>"
     if state != "diverged":
-        assert sweep("--retry", f"{state},failed", loss=loss_of)[1].started == [(16, 1)]
+        more = ("--seconds-per-trial", "9", "--memory-per-trial", "3")
+        _, executor = sweep("--retry", f"{state},failed", *more, loss=loss_of)
+        assert executor.started == [(16, 1)] and executor.limits == [Limits(9.0, 3_000_000_000)]
 
 
 def test_tables_and_log(sweep):
@@ -187,13 +190,26 @@ def test_the_monitor_shows_it(sweep, capsys):
     assert "(2 seeds)" in best and "n_embd=32" in best and "seed=" not in best  # a mean has no seed
 
 
-def test_an_interrupted_sweep_says_how_to_go_on(sweep, capsys):
+def test_an_interrupted_sweep_shows_what_it_has_and_says_how_to_go_on(sweep, capsys):
     def interrupted(spec):
-        raise KeyboardInterrupt
+        if spec.seed == 2:
+            raise KeyboardInterrupt
+        return loss_of(spec)
 
     assert sweep(loss=interrupted)[0] == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "see out/sweeps/s/sweep.html; the same command goes on" in capsys.readouterr().err
+    page = Path("out/sweeps/s/sweep.html").read_text()
+    assert ">under way</span>" in page and "Lowest loss 2.8500 of n_embd=16" in re.sub("<[^>]*>", "", page)
+    with open("out/sweeps/s/runs.csv", newline="") as file:
+        assert [row["state"] for row in csv.DictReader(file)] == ["done", "running", "queued", "queued"]
     assert sweep(loss=loss_of)[0] == 0
+    assert ">under way</span>" not in Path("out/sweeps/s/sweep.html").read_text()
+
+
+def test_runs_that_are_another_one_are_named(sweep, capsys):
+    assert sweep(loss=loss_of, more=", 16")[1].started == FOUR
+    shown = capsys.readouterr().out
+    assert "2 runs of the file, already there under another name: n_embd=16, seed=1; n_embd=16, seed=2\n" in shown
 
 
 @pytest.mark.parametrize(
@@ -209,6 +225,12 @@ def test_wrong_use_is_said_before_anything_starts(sweep, capsys, arguments, word
     assert sweep(*arguments)[0] == 2
     assert words in capsys.readouterr().err
     assert not list(Path("out").rglob("trial.json"))
+
+
+def test_a_package_that_a_table_needs_is_missed_before_the_first_run(sweep, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    code, executor = sweep("--results_file", "t.parquet", loss=loss_of)
+    assert (code, executor.started) == (2, []) and "Parquet needs pyarrow: pip" in capsys.readouterr().err
 
 
 def started(home):

@@ -81,6 +81,10 @@ def test_the_page_says_what_the_results_say(made):
     shown = [["".join(cell.itertext()) for cell in row] for row in rows]
     assert [row[0] for row in shown] == ["n_embd=32", "n_embd=16", "n_embd=64"]
     assert shown[0][1] == "2.2500 [1.6147, 2.8853]" and shown[1][3] == "+0.2900" and shown[2][1] == "\u2013"
+    runs = ET.fromstring(f"<body>{body}</body>").findall(".//section[@id='runs']//tbody/tr")
+    tokens = [row[4].text or "".join(row[4].itertext()) for row in runs]
+    assert tokens == ["99"] * 5 + ["\u2013"] * 4  # nobody counted those of what failed
+    assert "9 runs, 3 configurations, 4 failed" in page
     assert "loss is &lt;nan&gt;" in page and "&lt;/script&gt;nan" in page
     assert "mean of 2 seeds; 1 of its 3 runs failed. The best of many looks better than it is" in page
     assert not re.findall(r"(?:src|href)=\"(?!#|runs/)[^\"]*", page)  # one file: nothing is fetched
@@ -99,6 +103,8 @@ def test_figures_show_the_same_numbers(made, tmp_path):
     assert [list(line.get_ydata()) for line in lines] == [
         list(group.curve.mean) for group in made.found.groups if group.curve
     ]
+    none = dataclasses.replace(made.found, groups=made.found.groups[2:])  # no run is done
+    assert write_figures(none, tmp_path / "none") == [] and not (tmp_path / "none").exists()
     paths = write_figures(made.found, tmp_path / "one")
     again = write_figures(made.found, tmp_path / "two")
     assert [p.name for p in paths] == ["bars.png", "bars.pdf", "curves.png", "curves.pdf"]

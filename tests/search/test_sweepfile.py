@@ -16,8 +16,16 @@ def written(tmp_path, text, name="s.yaml"):
     return path
 
 
+def drafts(path):
+    problems = []
+    file = read(path, problems)
+    if problems:
+        raise SweepError(problems)
+    return file.drafts
+
+
 def expanded(path):
-    return [{str(k): v for k, v in draft.settings.items()} for draft in read(path).drafts]
+    return [{str(k): v for k, v in draft.settings.items()} for draft in drafts(path)]
 
 
 LISTS = [{"n_layer": ["1", "2"], "n_head": [2], "n_embd": [32, 64]}, {"n_layer": 3}]
@@ -143,59 +151,24 @@ def test_settings_reach_the_configuration(tmp_path, corpus):
 
 
 def test_what_comes_to_the_same_is_one_run(tmp_path, corpus):
-    plan = load(written(tmp_path, f"{{dataset: [{corpus}], n_layer: [6, default, 5]}}"), ["--device=cpu"])
+    """The first of them, in its place."""
+    plan = load(written(tmp_path, f"{{dataset: [{corpus}], n_layer: [6, 5, default]}}"), ["--device=cpu"])
     assert len(plan.runs) == 3 and [run.name for run in plan.unique()] == ["n_layer=6", "n_layer=5"]
 
 
-WRONG = {
-    "n_layer: [1\n": "s.yaml:2:",
-    "- 3\n": "a sweep is a mapping",
-    "n_layer: []\n": "s.yaml:1: n_layer: an empty list",
-    "n_layer: {range: {start: 1}}\n": "s.yaml:1: n_layer: range: expected start, end",
-    "n_layer: {range: {start: 1, end: 3, step: 0}}\n": "no number from 1 to 3 by 0",
-    "n_layer: {range: {start: a, end: 3}}\n": "start is no number: 'a'",
-    "n_layer: {conditions: [[n_haed, 2]], options: [1]}\n": "a condition on n_haed, which this entry does not set",
-    "n_layer: {conditions: [[n_head]], options: [1]}\n": "conditions: expected [[name, value], ...]",
-    "named_group_static: [a]\n": "s.yaml:1: no static group 'a' (known: none)",
-    "named_static_groups:\n  - {named_group: a, named_group_static: [a]}\nnamed_group_static: [a]\n":
-        "s.yaml:2: group 'a' refers to itself: a > a",
-    "named_static_groups:\n  - {named_group: a, n_layer: [1]}\nnamed_group_static: [a]\nn_layer: [2]\n":
-        "s.yaml:2: n_layer is [1] here and [2] at s.yaml:4",
-    "common_group: {n_layer: [1]}\nn_layer: [2]\n": "s.yaml:2: n_layer is part of common_group (s.yaml:1)",
-    "common_group: {n_layer: [1, 2]}\n": "common_group: n_layer has 2 values",
-    "baseline: nowhere.yaml\ngrid: {n_layer: [1]}\n": "s.yaml:1: baseline: no file",
-    "baseline: {}\ngrdi: {n_layer: [1]}\n": "s.yaml:2: unknown key 'grdi'",
-    "base: {}\noverrides: [n]\ngrid: {model.n_layer: [1]}\n": "expected key.path=value",
-    "": "no runs in this file",
-}  # fmt: skip
+NAMED = """
+baseline: {{data.dataset: {corpus}, model.n_layer: 1}}
+grid: {{train.seed: [1, 2]}}
+runs: [{{name: small}}, {{name: {wide}, model.n_embd: 96, model.norm: {{kind: rmsnorm}}}}]
+"""
 
 
-@pytest.mark.parametrize("text", WRONG)
-def test_what_is_wrong_is_said_with_its_place(tmp_path, monkeypatch, text):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "s.yaml").write_text(text)
-    with pytest.raises(SweepError) as error:
-        load("s.yaml")
-    assert WRONG[text] in str(error.value)
-
-
-def test_all_errors_of_all_runs_come_at_once(tmp_path, monkeypatch, corpus):
-    monkeypatch.chdir(tmp_path)
-    text = f"dataset: [{corpus}]\nn_head: [2, 3]\nn_embd: [64]\nsoftmax_variant_attn: [softmax, sofmax]\nn_leyer: [1]\n"
-    (tmp_path / "s.yaml").write_text(text)
-    with pytest.raises(SweepError) as error:
-        load("s.yaml", ["--max_iters=-1"])
-    said = str(error.value)
-    for place in ("s.yaml:2: ", "s.yaml:4: ", "s.yaml:5: unknown key n_leyer", "command line: --max_iters=-1"):
-        assert place in said, said
-    assert "n_head=3" in said and "in 2 of 4 runs" in said
-
-
-def test_a_data_set_that_is_not_there_is_an_error_before_the_first_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "s.yaml").write_text("n_layer: [1]\ndataset: [no_such_data]\n")
-    with pytest.raises(SweepError, match=r"s.yaml:2: data.dataset: .*no_such_data"):
-        load("s.yaml")
+def test_a_name_stands_for_the_settings_of_its_run(tmp_path, corpus):
+    plan = load(written(tmp_path, NAMED.format(corpus=corpus, wide="wide")))
+    assert [run.name for run in plan.runs] == ["small, seed=1", "small, seed=2", "wide, seed=1", "wide, seed=2"]
+    assert plan.runs[2].config.model.n_embd == 96 and plan.runs[2].point == "wide"
+    twice = load(written(tmp_path, NAMED.format(corpus=corpus, wide="small")))  # the name tells nothing
+    assert twice.runs[2].name == "small, n_embd=96, norm=rmsnorm, seed=1"
 
 
 LIBRARY = """
@@ -244,7 +217,7 @@ def by_hand():
 
 def test_libraries_of_groups_and_the_name_of_the_run(tmp_path):
     assert expanded(with_library(tmp_path)) == by_hand()
-    titles = [draft.title for draft in read(with_library(tmp_path)).drafts]
+    titles = [draft.title for draft in drafts(with_library(tmp_path))]
     assert titles[0] == "s-wide-rotary-1-True-0.5" and len(set(titles)) == 4
 
 
@@ -278,12 +251,12 @@ WRONG_LIBRARIES = {
 def test_what_is_wrong_with_a_library(tmp_path, library):
     text = WITH_LIBRARY.replace("[positions]", "[]").replace("static: [wide]", "static: [wide2]")
     with pytest.raises(SweepError) as error:
-        read(with_library(tmp_path, library, text))
+        drafts(with_library(tmp_path, library, text))
     assert WRONG_LIBRARIES[library] in str(error.value)
 
 
 def test_a_library_that_is_not_there(tmp_path):
     with pytest.raises(SweepError, match=r"s.yaml:3: named_group_libraries: no file .*shared/groups.yaml"):
-        read(written(tmp_path, WITH_LIBRARY))
+        drafts(written(tmp_path, WITH_LIBRARY))
     with pytest.raises(SweepError, match="expected files, not 3"):
-        read(written(tmp_path, "named_group_libraries: 3\nn_layer: [1]\n"))
+        drafts(written(tmp_path, "named_group_libraries: 3\nn_layer: [1]\n"))
