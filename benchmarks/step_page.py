@@ -123,19 +123,21 @@ def attention(m: Model) -> Part:
 
 
 def norms(m: Model) -> Part:
-    """Two norms and two sums a layer; the norm in the middle of a layer takes the sum before it into its kernel."""
+    """Two norms and two sums a layer, and the last norm; the kernels of all but the first take the sum before them."""
     parameters, both = 1 + (m.centred and m.bias), ("forward", "backward")
     plain = Norm(m.M, m.C, m.centred, parameters, WIDE, NARROW)
     fused = Norm(m.M, m.C, m.centred, parameters, WIDE, NARROW, NARROW)
     chain = Norm(m.M, m.C, m.centred, parameters, WIDE, WIDE)  # torch writes fp32, which is cast for the product
     cast = 2 * (WIDE + NARROW)
-    # a sum; the gradients of a residual joined, and cast for the branch
-    add = m.M * m.C * m.L * ((WIDE + NARROW + WIDE) + (WIDE + WIDE + WIDE) + (WIDE + NARROW))
+    # The two gradients of a residual joined; a sum, that, and the result cast for the branch.
+    join = m.M * m.C * (WIDE + WIDE + WIDE)
+    add = m.M * m.C * ((WIDE + NARROW + WIDE) + (WIDE + NARROW)) + join
     alone, with_sum = (sum(norm_work(op, n).bytes for op in both) for n in (plain, fused))
+    unread = m.M * m.C * WIDE  # behind the last norm the sum has no gradient of its own
     theirs = sum(norm_chain(op, chain) for op in both) + cast * m.M * m.C
     return Part(
-        "norms and residual", (NOTHING, memory(theirs * (2 * m.L + 1) + 2 * add)),
-        (NOTHING, memory((m.L + 1) * alone + m.L * with_sum + add)),
+        "norms and residual", (NOTHING, memory(theirs * (2 * m.L + 1) + 2 * m.L * add)),
+        (NOTHING, memory(alone + join + 2 * m.L * with_sum - unread)),
     )  # fmt: skip
 
 
@@ -221,9 +223,10 @@ those of activations, norms and loss, so it lies between the two columns.
 ![bytes of a training step](training_step.png)
 {tables}
 What the kernels change: activations join the products around them, so hidden values of the mlp are written and read
-fewer times; a norm reads the stream once and writes its result in the type that the product behind it reads; logits
-exist for a chunk of tokens at a time; ConSmax keeps no scores in memory, where plain torch moves {score} bytes for
-each. What they do not change: products, the optimizer, and softmax attention, for which torch has a fused kernel.
+fewer times; a norm adds the branch to the stream itself, reads both once and writes its result in the type that the
+product behind it reads; logits exist for a chunk of tokens at a time; ConSmax keeps no scores in memory, where plain
+torch moves {score} bytes for each. What they do not change: products, the optimizer, and softmax attention, for which
+torch has a fused kernel.
 """
 
 

@@ -111,11 +111,13 @@ class GPT(Kernelled, nn.Module):
         if self.training and self.config.dropout:
             x = F.dropout(x, self.config.dropout)
         blocks: Any = self.transformer.h
-        for i, block in enumerate(blocks):
-            x = block(x, self.position.at(i), start, cache.layers[i] if cache is not None else None)
+        takers = [*(block.takes_sum for block in blocks), self.transformer.ln_f.runs_kernel][1:]
+        for i, (block, takes_sum) in enumerate(zip(blocks, takers, strict=True)):
+            apart = takes_sum(x[0] if isinstance(x, tuple) else x)
+            x = block(x, self.position.at(i), start, cache.layers[i] if cache is not None else None, apart=apart)
             if block.mlp.auxiliary is not None:
                 auxiliary, block.mlp.auxiliary = auxiliary + block.mlp.auxiliary, None
-        x = self.transformer.ln_f(x)
+        _, x = self.transformer.ln_f.read(x)
         if targets_BT is not None and cache is None and self.runs_kernel(x) and not self._needs_logits():
             return None, self._loss_by_kernel(x, targets_BT) + auxiliary
         logits = self.lm_head(x)

@@ -20,16 +20,16 @@ class ParallelBlock(Block):
         self.add_norms("ln_1", config.placement, layer.norm, dims)
         if self.two:
             self.ln_2 = build(layer.norm, dims.n_embd, dims)
+            self.ln_2.narrow = True
         self.attn = build(layer.attention, dims)
         self.mlp = build(layer.mlp, dims)
         self.residual_1 = build(config.residual, dims)
 
-    def forward(self, x_BTC, position, start, cache=None):
-        placement = self.config.placement
-        normed = self.before(x_BTC, "ln_1", placement)
+    def forward(self, x, position, start, cache=None, apart=False):
+        x_BTC, normed = self.before(x, "ln_1")
         second = self.ln_2(x_BTC) if self.two else normed
         y = self.attn(normed, position, start, cache) + self.mlp(second)
-        return self.join(x_BTC, y, "ln_1", placement, self.residual_1)
+        return self.join(x_BTC, y, "ln_1", self.residual_1, apart)
 
     @staticmethod
     def declare(config, g, x, layer, dims, position):

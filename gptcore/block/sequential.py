@@ -24,26 +24,20 @@ class SequentialBlock(Block):
 
     def __init__(self, config, layer, dims):
         super().__init__(config, layer, dims)
-        self.placements = config.placements()
-        self.add_norms("ln_1", self.placements[0], layer.norm, dims)
+        self.placements = first, second = config.placements()
+        self.add_norms("ln_1", first, layer.norm, dims)
         self.attn = build(layer.attention, dims)
         self.residual_1 = build(config.residual, dims)
-        self.add_norms("ln_2", self.placements[1], layer.norm, dims)
+        self.add_norms("ln_2", second, layer.norm, dims)
         self.mlp = build(layer.mlp, dims)
         self.residual_2 = build(config.residual, dims)
-        first, second = self.placements
-        self.norm_takes_sum = first != "post" and second in ("pre", "peri") and self.residual_1.is_sum
 
-    def forward(self, x_BTC, position, start, cache=None):
-        first, second = self.placements
-        y = self.attn(self.before(x_BTC, "ln_1", first), position, start, cache)
-        if self.norm_takes_sum:
-            x_BTC, y = self.ln_2.of_sum(x_BTC, self._branch(y, "ln_1", first))
-        else:
-            x_BTC = self.join(x_BTC, y, "ln_1", first, self.residual_1)
-            y = self.before(x_BTC, "ln_2", second)
-        y = self.mlp(y)
-        return self.join(x_BTC, y, "ln_2", second, self.residual_2)
+    def forward(self, x, position, start, cache=None, apart=False):
+        x_BTC, y = self.before(x, "ln_1")
+        y = self.attn(y, position, start, cache)
+        x = self.join(x_BTC, y, "ln_1", self.residual_1, self.takes_sum(x_BTC, "ln_2"))
+        x_BTC, y = self.before(x, "ln_2")
+        return self.join(x_BTC, self.mlp(y), "ln_2", self.residual_2, apart)
 
     @staticmethod
     def declare(config, g, x, layer, dims, position):

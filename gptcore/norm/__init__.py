@@ -11,6 +11,8 @@ from ..ops import Graph
 from ..ops import Tensor as OpTensor
 from ..registry import KindConfig
 
+Stream = Tensor | tuple[Tensor, Tensor]  # the residual stream, or the stream and a branch that is yet to be added
+
 
 class Norm(Kernelled, nn.Module):
     """Base of every kind. `forward` keeps the shape, whatever dimensions come before the last, and the type, unless
@@ -28,8 +30,12 @@ class Norm(Kernelled, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def read(self, x: Stream) -> tuple[Tensor, Tensor]:
+        """(the stream, its norm); a sum that was left to do is done."""
+        return self.of_sum(*x) if isinstance(x, tuple) else (x, self(x))
+
     def of_sum(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """(x + y, its norm)."""
+        """(x + y, its norm), where the kernel runs: those who hand over a sum ask `runs_kernel(x)` first."""
         total = x + y
         return total, self(total)
 
