@@ -24,15 +24,18 @@ from .errors import UserError
 
 Part = Literal["attention", "mlp", "norm", "position", "rounding", "loss"]
 PARTS: tuple[Part, ...] = ("attention", "mlp", "norm", "position", "rounding", "loss")
-OLDEST = (3, 6)  # Triton with what the kernels need
+# Versions with what the kernels need; of torch, fp32 sums of 2-byte products on a GPU, which refuse an fp32 sum before.
+OLDEST = {"triton": (3, 6), "torch": (2, 10)}
 
 
 def _missing() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    version = importlib.metadata.version("triton")
-    old = tuple(map(int, version.split(".")[:2])) < OLDEST
-    return f"triton {version} is older than {OLDEST[0]}.{OLDEST[1]}" if old else None
+    for name, oldest in OLDEST.items():
+        version = importlib.metadata.version(name)
+        if tuple(map(int, version.split(".")[:2])) < oldest:
+            return f"{name} {version} is older than {oldest[0]}.{oldest[1]}"
+    return None
 
 
 MISSING = _missing()

@@ -83,7 +83,7 @@ def _bias_strides(bias: Tensor | None) -> tuple[int, int]:
     return (0, 0) if bias is None else (bias.stride(0), bias.stride(1))
 
 
-@torch.library.custom_op("gptkernels::attention_forward", mutates_args=())
+@devices.operator("gptkernels::attention_forward")
 def attention_forward_op(
     q: Tensor, k: Tensor, v: Tensor, head: Tensor | None, top: Tensor | None, bias: Tensor | None,
     slopes: Tensor | None, kind: str, causal: bool, window: int, log_keys: bool, by_keys: bool, power: int,
@@ -115,7 +115,7 @@ def _(q, k, v, head, top, bias, slopes, kind, causal, window, log_keys, by_keys,
     return _new_outputs(q, v, kind)
 
 
-@torch.library.custom_op("gptkernels::attention_backward", mutates_args=())
+@devices.operator("gptkernels::attention_backward")
 def attention_backward_op(
     q: Tensor, k: Tensor, v: Tensor, head: Tensor | None, top: Tensor | None, bias: Tensor | None,
     slopes: Tensor | None, out: Tensor, lse: Tensor, d_out: Tensor, kind: str, causal: bool, window: int,
@@ -198,7 +198,7 @@ def _differentiate(ctx, d_out, d_lse):
 attention_forward_op.register_autograd(_differentiate, setup_context=_keep)
 
 
-@torch.library.custom_op("gptkernels::attention_decode", mutates_args=())
+@devices.operator("gptkernels::attention_decode")
 def attention_decode_op(
     q: Tensor, k: Tensor, v: Tensor, head: Tensor | None, top: Tensor | None, bias: Tensor | None,
     slopes: Tensor | None, kind: str, causal: bool, window: int, log_keys: bool, by_keys: bool, power: int,

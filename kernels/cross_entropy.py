@@ -61,7 +61,7 @@ def in_rows(x: Tensor) -> bool:
     return (x.stride(1) == 1 or x.shape[1] == 1) and x.stride(0) >= x.shape[1] and x.data_ptr() % 16 == 0
 
 
-@torch.library.custom_op("gptkernels::cross_entropy", mutates_args=())
+@devices.operator("gptkernels::cross_entropy")
 def cross_entropy_op(
     logits: Tensor, targets: Tensor, smoothing: float, gamma: float, z: float, ignore: int, in_place: bool
 ) -> tuple[Tensor, Tensor]:
@@ -96,7 +96,7 @@ def _backward(x: Tensor, dx: Tensor, targets: Tensor, left: Tensor, d_loss: Tens
         )
 
 
-@torch.library.custom_op("gptkernels::cross_entropy_backward", mutates_args=())
+@devices.operator("gptkernels::cross_entropy_backward")
 def cross_entropy_backward_op(logits: Tensor, targets: Tensor, left: Tensor, d_loss: Tensor, ignore: int) -> Tensor:
     """Gradient of the logits (N, V), in memory of its own."""
     x = logits if in_rows(logits) and logits.is_contiguous() else logits.contiguous()
@@ -110,7 +110,7 @@ def _(logits, targets, left, d_loss, ignore):
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
 
-@torch.library.custom_op("gptkernels::cross_entropy_backward_", mutates_args=("logits",))
+@devices.operator("gptkernels::cross_entropy_backward_", mutates_args=("logits",))
 def cross_entropy_backward_op_(logits: Tensor, targets: Tensor, left: Tensor, d_loss: Tensor, ignore: int) -> None:
     """Puts the gradient in place of the logits."""
     _backward(logits, logits, targets, left, d_loss, ignore)

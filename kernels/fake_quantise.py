@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import devices
 from . import quantised_launch as table
 from .quantised_numbers import divided, divisor, nearest, product, quotient
 
@@ -195,7 +196,7 @@ def held_rows(row: table.Block) -> int:
     return max(1, 2048 // row.BLOCK)
 
 
-@torch.library.custom_op("gptkernels::fake_quantise", mutates_args=())
+@devices.operator("gptkernels::fake_quantise")
 def fake_quantise_op(
     x: Tensor, strength: Tensor | None, bits: int, method: str, by_rows: bool, factor: float
 ) -> Tensor:
@@ -230,7 +231,7 @@ def _(x, strength, bits, method, by_rows, factor):
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("gptkernels::quantise_rows", mutates_args=())
+@devices.operator("gptkernels::quantise_rows")
 def quantise_rows_op(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Contiguous codes and scales."""
     N = x.shape[-1]

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import devices
 from . import quantised_launch as table
 from .quantised_numbers import nearest, saturated
 
@@ -110,7 +111,7 @@ def _empty(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-@torch.library.custom_op("gptkernels::lut_activation", mutates_args=())
+@devices.operator("gptkernels::lut_activation")
 def lut_activation_op(x: Tensor, entries: Tensor, function: str, fraction_in: int, fraction_out: int) -> Tensor:
     """Contiguous y; `function` is only for its gradient."""
     out = _empty(x)
@@ -124,7 +125,7 @@ def lut_activation_op(x: Tensor, entries: Tensor, function: str, fraction_in: in
     return out
 
 
-@torch.library.custom_op("gptkernels::pwl_activation", mutates_args=())
+@devices.operator("gptkernels::pwl_activation")
 def pwl_activation_op(x: Tensor, start: Tensor, rise: Tensor, function: str) -> Tensor:
     """Contiguous y."""
     out = _empty(x)
@@ -136,7 +137,7 @@ def pwl_activation_op(x: Tensor, start: Tensor, rise: Tensor, function: str) -> 
     return out
 
 
-@torch.library.custom_op("gptkernels::fixed_point_backward", mutates_args=())
+@devices.operator("gptkernels::fixed_point_backward")
 def fixed_point_backward_op(
     x: Tensor, d_out: Tensor, function: str, bits: int, fraction_in: int, fraction_out: int
 ) -> Tensor:

@@ -127,7 +127,7 @@ def in_parts(x: Tensor, M: int, N: int, width: int, row: table.Product, splits: 
     return out
 
 
-@torch.library.custom_op("gptkernels::int8_linear", mutates_args=())
+@devices.operator("gptkernels::int8_linear")
 def int8_linear_op(
     x: Tensor, w: Tensor, token: Tensor | None, scale: Tensor | None, bias: Tensor | None, shift: Tensor | None,
     mode: str, dtype: torch.dtype, step: float, splits: int,

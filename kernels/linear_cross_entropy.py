@@ -27,7 +27,7 @@ import torch
 import triton
 from torch import Tensor
 
-from . import losses_rows
+from . import devices, losses_rows
 from .cross_entropy import launch_of, mean_of_live
 
 MOST_BYTES = 250_000_000
@@ -76,7 +76,7 @@ def _per_row(count: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     return 1.0 / mantissa, torch.ldexp(torch.ones_like(count), -exponent)
 
 
-@torch.library.custom_op("gptkernels::linear_cross_entropy", mutates_args=())
+@devices.operator("gptkernels::linear_cross_entropy")
 def linear_cross_entropy_op(
     x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float, gamma: float, z: float,
     ignore: int, chunk: int, wanted: Sequence[bool], in_place: bool,
@@ -138,7 +138,7 @@ def _(x, weight, bias, targets, smoothing, gamma, z, ignore, chunk, wanted, in_p
     return _new_outputs(x, weight, wanted)
 
 
-@torch.library.custom_op("gptkernels::scale_", mutates_args=("x",))
+@devices.operator("gptkernels::scale_", mutates_args=("x",))
 def scale_op_(x: Tensor, factor: Tensor) -> None:
     """x times a number on its device, in place."""
     if x.numel():

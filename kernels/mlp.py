@@ -100,7 +100,7 @@ def _sum_of_rows(x: Tensor) -> Tensor:
 # ---- a linear layer and its activation
 
 
-@torch.library.custom_op("gptkernels::linear_activation", mutates_args=())
+@devices.operator("gptkernels::linear_activation")
 def linear_activation_op(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, keep: bool
 ) -> tuple[Tensor, Tensor]:
@@ -124,7 +124,7 @@ def _(x, weight, bias, activation, keep):
     return x.new_empty(*x.shape[:-1], N), _new_kept(x, M, N, False, keep and activation in SMOOTH)
 
 
-@torch.library.custom_op("gptkernels::linear_activation_backward", mutates_args=())
+@devices.operator("gptkernels::linear_activation_backward")
 def linear_activation_backward_op(
     x: Tensor, weight: Tensor, kept: Tensor | None, d_out: Tensor, activation: str, needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -185,7 +185,7 @@ linear_activation_op.register_autograd(_differentiate_linear, setup_context=_kee
 # ---- a whole MLP
 
 
-@torch.library.custom_op("gptkernels::mlp", mutates_args=())
+@devices.operator("gptkernels::mlp")
 def mlp_op(
     x: Tensor, w_up: Tensor, b_up: Tensor | None, w_down: Tensor, b_down: Tensor | None, activation: str, gated: bool,
     keep: bool,
@@ -210,7 +210,7 @@ def _(x, w_up, b_up, w_down, b_down, activation, gated, keep):
     return x.new_empty(*x.shape[:-1], C), _new_kept(x, x.numel() // x.shape[-1], H, gated, keep)
 
 
-@torch.library.custom_op("gptkernels::mlp_backward", mutates_args=())
+@devices.operator("gptkernels::mlp_backward")
 def mlp_backward_op(
     x: Tensor, w_up: Tensor, b_up: Tensor | None, w_down: Tensor, kept: Tensor | None, d_y: Tensor, activation: str,
     gated: bool, needs: Sequence[bool],

@@ -139,7 +139,7 @@ def _new_outputs(x: Tensor, y: Tensor | None, centred: bool, dtype: torch.dtype)
     return _like(x, dtype), sums, mean, _statistic(x)
 
 
-@torch.library.custom_op("gptkernels::norm_forward", mutates_args=())
+@devices.operator("gptkernels::norm_forward")
 def norm_forward_op(
     x: Tensor, y: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool,
     dtype: torch.dtype,
@@ -165,7 +165,7 @@ def _(x, y, weight, bias, eps, centred, dtype):
     return _new_outputs(x, y, centred, dtype)
 
 
-@torch.library.custom_op("gptkernels::norm_backward", mutates_args=())
+@devices.operator("gptkernels::norm_backward")
 def norm_backward_op(
     d_out: Tensor, d_sum: Tensor | None, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor,
     rstd: Tensor, centred: bool, weight_grad: bool, bias_grad: bool, dtype: torch.dtype,

@@ -87,7 +87,7 @@ def adjacent(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-@torch.library.custom_op("gptkernels::rotary", mutates_args=())
+@devices.operator("gptkernels::rotary")
 def rotary_op(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, start: int, turned: int, back: bool
 ) -> tuple[Tensor, Tensor]:
@@ -115,7 +115,7 @@ def _differentiate(ctx, d_q, d_k):
 rotary_op.register_autograd(_differentiate, setup_context=_keep)
 
 
-@torch.library.custom_op("gptkernels::rotary_", mutates_args=("q", "k"))
+@devices.operator("gptkernels::rotary_", mutates_args=("q", "k"))
 def rotary_in_place_op(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, start: int, turned: int, back: bool) -> None:
     """`rotary` in place."""
     _launch(q, k, q, k, cos, sin, start, turned, back)
@@ -160,7 +160,7 @@ def _heads(qkv_BTC: Tensor, heads: int, key_heads: int, width: int) -> tuple[Ten
     return q.unflatten(-1, (heads, width)).transpose(1, 2), k.unflatten(-1, (key_heads, width)).transpose(1, 2), rest
 
 
-@torch.library.custom_op("gptkernels::rotary_projection", mutates_args=())
+@devices.operator("gptkernels::rotary_projection")
 def rotary_projection_op(
     qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, key_heads: int, width: int, start: int, turned: int, back: bool
 ) -> Tensor:

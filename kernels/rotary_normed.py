@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from . import rotary_normed_kernels
+from . import devices, rotary_normed_kernels
 from .norms import norm_backward_op
 from .norms_work import Norm, norm_work
 from .roofline import Work
@@ -25,7 +25,7 @@ def _statistic(x: Tensor) -> Tensor:
     return torch.empty(x.shape[:3], dtype=torch.float32, device=x.device)
 
 
-@torch.library.custom_op("gptkernels::rms_norm_rotary", mutates_args=())
+@devices.operator("gptkernels::rms_norm_rotary")
 def rms_norm_rotary_op(
     q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, start: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

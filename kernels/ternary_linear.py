@@ -39,7 +39,7 @@ def _planes(x: Tensor, J: int) -> tuple[Tensor, int, int]:
     return made, PLANES * width, width
 
 
-@torch.library.custom_op("gptkernels::ternary_linear", mutates_args=())
+@devices.operator("gptkernels::ternary_linear")
 def ternary_linear_op(
     x: Tensor, packed: Tensor, token: Tensor | None, scale: Tensor | None, bias: Tensor | None, shift: Tensor | None,
     mode: str, dtype: torch.dtype, step: float, splits: int,

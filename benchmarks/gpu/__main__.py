@@ -66,7 +66,10 @@ def main(argv: list[str] | None = None, worker=WORKER) -> int:
 
     def say(line: str) -> None:
         print(line, flush=True)
-        write_pages(folder, rows.rows)
+        try:
+            write_pages(folder, rows.rows)
+        except Exception as error:  # the pages can be made again from the rows, a measurement cannot
+            print(f"no pages for now: {type(error).__name__}: {error}", flush=True)
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started ends, and the pages are written
     try:

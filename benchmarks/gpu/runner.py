@@ -15,6 +15,7 @@ from . import store
 from .parts import JUDGES, PARTS, AnyPoint, kernel_of, units
 
 WORKER = (sys.executable, "-m", "benchmarks.gpu.worker")
+DYING, ANSWER = 20.0, 120.0  # seconds: for processes to end, for the first answer
 Say = Callable[[str], None]
 
 
@@ -51,10 +52,19 @@ class Unit:
     def kill(self) -> None:
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)  # its own session: compilers it started, too
+
+
+def kill_all(units: Sequence[Unit]) -> None:
+    """At once, and within DYING seconds: whose driver waits for a kernel that hangs is left, the rows matter more."""
+    for unit in units:
+        unit.kill()
+    end = time.monotonic() + DYING
+    for unit in units:
+        if unit.process is not None:
             try:
-                self.process.wait(timeout=20)
+                unit.process.wait(timeout=max(end - time.monotonic(), 0.0))
             except subprocess.TimeoutExpired:
-                pass  # its driver waits for a kernel that hangs; the rows matter more
+                pass
 
 
 def red_kernels(rows: Sequence[store.Row], code: str) -> list[str]:
@@ -75,9 +85,12 @@ class Runner:
         unit.start(worker, device, [])
         assert unit.process is not None
         assert unit.process.stdout is not None
-        said = unit.process.stdout.read().decode()
-        unit.process.wait()
-        found = [json.loads(line) for line in said.splitlines()]
+        try:
+            unit.process.wait(timeout=ANSWER)  # what it says fits into the pipe
+        except subprocess.TimeoutExpired:
+            kill_all([unit])
+            raise NoDevice(f"the worker did not answer in {ANSWER:.0f} s") from None
+        found = [json.loads(line) for line in unit.process.stdout.read().decode().splitlines()]
         if not found or "environment" not in found[0]:
             raise NoDevice(found[0]["refused"] if found else f"the worker says {unit.last_words()!r}")
         return found[0]["environment"]
@@ -119,8 +132,7 @@ class Runner:
                             running.remove(unit)
                             waiting += self._ended(unit)
             finally:
-                for unit in running:
-                    unit.kill()
+                kill_all(running)
         for unit in running + waiting:
             for n, point in enumerate(unit.points):
                 seen = unit.seen if unit in running and n == 0 else set()

@@ -6,7 +6,6 @@ is counted as host-bound and reported as such. Without `hide_host` there is no s
 """
 
 import gc
-import itertools
 import subprocess
 import time
 from collections.abc import Callable
@@ -16,6 +15,9 @@ import torch
 
 Run = Callable[[], object]
 ROUNDS, FEWEST = 100, 20
+# Torch says the first of any; Triton, whose launches may meet them first, only what it was.
+STICKY = ("CUDA error", "illegal memory access", "misaligned address", "illegal instruction", "device-side assert",
+          "unspecified launch failure")  # fmt: skip
 SLEEP_HZ = 2e9  # at least the clock of the device, so that it sleeps no shorter than asked
 
 
@@ -84,8 +86,14 @@ def interleaved(
             if turn >= FEWEST and now() - began > limit_s:
                 break
             shift = turn % max(len(alive), 1)
-            for name in itertools.chain(alive[shift:], alive[:shift]):
-                seconds, late = clock.time(name, runs[name])
+            for name in [*alive[shift:], *alive[:shift]]:
+                try:
+                    seconds, late = clock.time(name, runs[name])
+                except Exception as error:  # out of memory, say: the others go on
+                    timed[name].failed = short(error)
+                    alive.remove(name)
+                    reraise_if_sticky(error)
+                    continue
                 timed[name].seconds.append(seconds)
                 timed[name].host_bound += late
     finally:
@@ -99,8 +107,7 @@ def short(error: BaseException) -> str:
 
 def is_sticky(error: BaseException) -> bool:
     """Whether the device context is lost with it."""
-    text = str(error)
-    return "CUDA error" in text or "illegal memory access" in text or "unspecified launch failure" in text
+    return any(name in str(error) for name in STICKY)
 
 
 def reraise_if_sticky(error: BaseException) -> None:
@@ -126,7 +133,10 @@ class Sensors:
     def __exit__(self, *_):
         if self.process is not None:
             self.process.terminate()
-            self.lines = self.process.communicate()[0].splitlines()
+            try:
+                self.lines = self.process.communicate(timeout=10)[0].splitlines()
+            except subprocess.TimeoutExpired:
+                self.process.kill()  # the columns stay empty
 
     def read(self) -> dict[str, float]:
         """The reading at the highest clock: others may lie before and after the work."""

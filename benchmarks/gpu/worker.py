@@ -4,6 +4,7 @@
 context is lost ends the process; whoever started it starts another for the points that are left.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -161,6 +162,7 @@ def main() -> int:
                 raise
             say(row={"contestant": "", "op": point.op, "status": "error", **_why(error)})
         say(done=n)
+        gc.collect()  # graphs and compiled functions hold tensors in cycles
         if device == "cuda":
             torch.cuda.empty_cache()
     return 0

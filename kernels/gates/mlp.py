@@ -53,6 +53,8 @@ def cases() -> list[Case]:
             found += [Case(arch, direction, act, gated, size, row, "fp16") for act in one]
             flags = ("last", "again", "plain") if direction == "forward" and kind != "sign" and size == "short" else ()
             found += [Case(arch, direction, one[0], gated, size, row, flag=flag) for flag in flags]
+            if gated and size == "short":  # as models have it
+                found.append(Case(arch, direction, "silu", gated, size, row, flag="plain"))
         elif size == "any":
             found += [Case(a, direction, one[0], gated, size, WIDE, "fp32") for a in (90, 80)]
     return found

@@ -2,7 +2,8 @@
 
 Those are the sum, weight and bias of `add_layer_norm`; `rms_norm` stands beside some of them, once `bare` of a weight.
 `heads` are rows behind three strides, as a query-key norm has them; `long` are rows that are not held in registers.
-Type `amp` is that of autocast: a stream of fp32, branches and results of bf16.
+Type `amp` is that of autocast: a stream of fp32, branches and results of bf16. `last` is a sum that nobody reads again,
+so that it gets no gradient of its own. All norms of GPT-2's width under autocast are there as models launch them.
 """
 
 from collections.abc import Callable
@@ -33,18 +34,22 @@ def points() -> list[Point]:
         found += [_point(80, op, N, "amp", "add_layer") for N in (1024, LONGEST)]
         found += [_point(arch, op, N, "fp32", "add_layer") for arch in (90, 80) for N in WIDTHS]
         found += [_point(80, op, N, "bf16", "add_layer") for N in WIDTHS]
+        found += [_point(90, op, 768, "amp", kind) for kind in ("layer", "rms", "add_rms")]
     for op in ("forward", "backward", "parameters"):
         found += [_point(90, f"long_{op}", LONG, "bf16", kind) for kind in ("add_layer", "rms")]
+    found += [_point(90, "backward", 768, "amp", kind, last=True) for kind in ("add_layer", "add_rms")]
     bare = _point(90, "backward", 1024, "bf16", "rms", parameters=False)
     return [*found, bare, *(_total(arch, both) for arch in (90, 80) for both in (True, False))]
 
 
-def _point(arch: int, op: str, N: int, dtype: str, kind: str, heads: bool = False, parameters: bool = True) -> Point:
+def _point(
+    arch: int, op: str, N: int, dtype: str, kind: str, heads: bool = False, parameters: bool = True, last: bool = False
+) -> Point:  # fmt: skip
     sizes = {"bf16": (2, 2), "amp": (4, 2), "fp32": (4, 4)}[dtype]
-    centred, added, mixed = "layer" in kind, "add" in kind, dtype == "amp"
+    centred, added = "layer" in kind, "add" in kind
     row, kernel = table_row(arch, op.removeprefix("long_"), N, *sizes), getattr(kernels, op)
-    there = {"y_ptr": added, "sum_ptr": added, "ds_ptr": added, "dz_ptr": mixed, "b_ptr": centred, "mean_ptr": centred,
-             "w_ptr": parameters}  # fmt: skip
+    there = {"y_ptr": added, "sum_ptr": added, "ds_ptr": added and not last, "dz_ptr": added and dtype == "amp",
+             "b_ptr": centred, "mean_ptr": centred, "w_ptr": parameters}  # fmt: skip
     constants: dict[str, Any] = {"N": N, "BM": row.BM, "BN": row.BN, "CHUNKS": -(-N // row.BN), "CENTRED": centred,
                  "STAGES": row.num_stages, "W_GRAD": parameters, "B_GRAD": centred}  # fmt: skip
     constants |= dict.fromkeys(name for name, present in there.items() if not present)
@@ -53,7 +58,7 @@ def _point(arch: int, op: str, N: int, dtype: str, kind: str, heads: bool = Fals
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     types = {name: _type(name, dtype) for name in kernel.arg_names if name not in constants}
     multiples = frozenset(name for name in types if name.endswith("_ptr") or name[1:2] == "_")
-    name = f"sm_{arch} {op} {kind} N{N} {dtype}{' heads' * heads}{' bare' * (not parameters)}"
+    name = f"sm_{arch} {op} {kind} N{N} {dtype}{' heads' * heads}{' bare' * (not parameters)}{' last' * last}"
     rules = _rules(arch, op, row, sizes, centred)
     return Point(name, kernel, arch, types, constants, multiples, row.options(), rules, whole, COUNTED)
 
