@@ -6,6 +6,7 @@ figure is drawn, never torch.
 """
 
 import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,11 +50,16 @@ def new_figure(height_in: float, width_in: float = WIDTH_IN) -> "Figure":
 
 
 def save(figure: "Figure", folder: Path, name: str) -> list[Path]:
-    """Writes FOLDER/NAME.png and .pdf, each whole or not at all; their paths."""
+    """Writes FOLDER/NAME.png and .pdf, each whole or not at all; their paths.
+
+    Letters that the font does not have, of a run's name in Chinese, are boxes.
+    """
     written = []
     for suffix, metadata in METADATA.items():
         data = io.BytesIO()
-        figure.savefig(data, format=suffix, dpi=DPI, metadata=metadata)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+            figure.savefig(data, format=suffix, dpi=DPI, metadata=metadata)
         figure.set_layout_engine("none")  # what the first format has laid out holds for the next
         written.append(folder / f"{name}.{suffix}")
         write_atomically(written[-1], data.getvalue())

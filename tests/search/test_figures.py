@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from made_study import settings, study, with_controls
 
 matplotlib = pytest.importorskip("matplotlib")
 
-from gptcore.analysis.figures import DPI, STYLE  # noqa: E402
+from gptcore.analysis.figures import DPI, STYLE, new_figure, save, style  # noqa: E402
 from search.figures import WIDTH_IN, draw, write_figures  # noqa: E402
 from search.ledger import Ledger  # noqa: E402
 from search.view import study_view  # noqa: E402
@@ -144,3 +145,12 @@ def test_under_way_there_is_less_to_draw(ledger):
         assert set(draw(study_view(opened, "new"))) == set()
         names = set(draw(study_view(opened, "going")))
     assert "controls" not in names and {"path", "curves", "pareto_area_m2"} <= names
+
+
+def test_a_name_that_the_font_cannot_write_is_no_warning(tmp_path):
+    with style():
+        figure = new_figure(1.0)
+        figure.suptitle("\u5b9e\u9a8c")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert all(path.stat().st_size > 0 for path in save(figure, tmp_path, "figure"))
