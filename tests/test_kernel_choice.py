@@ -304,16 +304,21 @@ except UserError as error:
     ]
 
 
-def interpreted(marks):
+PARTS_OF_MODELS = pytest.mark.parametrize("name", ["model", "stream"])
+
+
+def interpreted(name, marks):
     pytest.importorskip("triton")
-    out = python("-m", "pytest", "-p", "no:cacheprovider", "-m", marks, ROOT / "tests" / "interpreted_model.py")
+    out = python("-m", "pytest", "-p", "no:cacheprovider", "-m", marks, ROOT / "tests" / f"interpreted_{name}.py")
     assert " passed" in out and "skipped" not in out
 
 
-def test_models_with_kernels_compute_the_same():
-    interpreted("not slow")
+@PARTS_OF_MODELS
+def test_models_with_kernels_compute_the_same(name):
+    interpreted(name, "not slow")
 
 
 @pytest.mark.slow
-def test_models_with_kernels_are_one_graph():
-    interpreted("slow")
+@PARTS_OF_MODELS
+def test_models_with_kernels_are_one_graph(name):
+    interpreted(name, "slow")

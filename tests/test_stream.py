@@ -1,9 +1,9 @@
-"""The residual stream from block to block: plain torch does every sum where it belongs, to the last bit; kernels of
-norms take sums over (interpreted_stream.py)."""
+"""The residual stream from block to block in plain torch: every sum where it belongs, to the last bit.
 
-import pytest
+That kernels of norms take sums over is in interpreted_stream.py, which test_kernel_choice.py runs.
+"""
+
 import torch
-from test_kernel_choice import ROOT, python
 
 from gptcore.loader import from_dict
 from gptcore.losses import cross_entropy
@@ -79,18 +79,3 @@ def test_without_kernels_blocks_hand_on_the_stream():
     # Another order of the same sums is another result.
     other = [formulas[0], lambda b, x, a, m: x + a(n := b.ln_1(x)) + m(n), *formulas[2:]]
     assert not torch.equal(got[0], outcome(model, outside(model, other, []))[0])
-
-
-def interpreted(marks):
-    pytest.importorskip("triton")
-    out = python("-m", "pytest", "-p", "no:cacheprovider", "-m", marks, ROOT / "tests" / "interpreted_stream.py")
-    assert " passed" in out and "skipped" not in out
-
-
-def test_norms_take_sums_over():
-    interpreted("not slow")
-
-
-@pytest.mark.slow
-def test_norms_that_take_sums_over_are_one_graph():
-    interpreted("slow")
